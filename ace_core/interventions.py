@@ -1,0 +1,175 @@
+"""Applying arms to a running model: per-block edit rows, and hooks that edit and read the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ace_core import geometry
+from ace_core.arms import Arm, TokenScope, edited_positions
+from ace_core.blocks import hidden_of, with_hidden
+from ace_core.directions import RefusalDirections
+from ace_core.errors import EngineError
+
+__all__ = ["Plan", "Readings"]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Refusal coordinates of one forward pass.
+
+    ``before`` and ``after`` are float32 arrays ``(rows, blocks, positions)``; padding holds garbage.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass
+class _BlockRows:
+    """One block's share of the plan; row k belongs to arm k."""
+
+    unit: Tensor  # (d,) if all rows share an axis, else (B, d)
+    remove: Tensor  # (B,)
+    add: Tensor  # (B,)
+    active: Tensor  # (B, 1) bool
+    edits: bool
+    every_row: bool
+
+    def to(self, device: torch.device) -> _BlockRows:
+        if self.unit.device == device:
+            return self
+        moved = (t.to(device) for t in (self.unit, self.remove, self.add, self.active))
+        return _BlockRows(*moved, edits=self.edits, every_row=self.every_row)
+
+
+class Plan:
+    """What a batch of arms does at every block; row k of the batch is arm k.
+
+    Args:
+        directions: fitted on the model that will run.
+        arms: one a row.
+        prompt_lengths: number of prompt tokens of each row, for token scopes.
+        read: also read coordinates at blocks that no arm edits.
+    """
+
+    def __init__(
+        self,
+        directions: RefusalDirections,
+        arms: Sequence[Arm],
+        prompt_lengths: Sequence[int],
+        read: bool = True,
+    ) -> None:
+        if len(arms) != len(prompt_lengths) or not arms:
+            raise EngineError("A comparison needs at least one arm, and one prompt length an arm.")
+        count = directions.blocks
+        self._arms = tuple(arms)
+        self._read = read
+        self._lengths = torch.tensor(list(prompt_lengths)).unsqueeze(1)
+        self._low = np.empty((len(arms), count, 1), np.float32)
+        self._high = np.empty_like(self._low)
+        edited = [set(arm.blocks(count)) for arm in arms]
+        self._blocks = [self._rows(directions, block, edited) for block in range(count)]
+        self._scopes: set[TokenScope] = {arm.tokens for arm in arms}
+
+    def _rows(self, directions: RefusalDirections, block: int, edited: list[set[int]]) -> _BlockRows:
+        axes = [directions.axis(block, arm.axis(block)) for arm in self._arms]
+        numbers = [
+            arm.method.affine(axis.low, axis.high) if block in blocks else (0.0, 0.0)
+            for arm, axis, blocks in zip(self._arms, axes, edited, strict=True)
+        ]
+        for row, axis in enumerate(axes):
+            self._low[row, block], self._high[row, block] = axis.low, axis.high
+        active = [pair != (0.0, 0.0) for pair in numbers]
+        shared = len({arm.axis(block) for arm in self._arms}) == 1
+        return _BlockRows(
+            unit=axes[0].unit if shared else torch.stack([axis.unit for axis in axes]),
+            remove=torch.tensor([pair[0] for pair in numbers]),
+            add=torch.tensor([pair[1] for pair in numbers]),
+            active=torch.tensor(active).unsqueeze(1),
+            edits=any(active),
+            every_row=all(active),
+        )
+
+    @contextmanager
+    def applied(self, blocks: Sequence[nn.Module], positions: Tensor) -> Iterator[_Session]:
+        """Hooks for one forward pass over tokens at absolute ``positions`` ``(B, S)``.
+
+        The hooks live only inside the ``with`` block, so an abandoned stream leaves nothing on the model.
+        Edits come before any other forward hook, so that recorders see the edited stream.
+        """
+        if len(blocks) != len(self._blocks):
+            raise EngineError(
+                f"The directions have {len(self._blocks)} blocks and the model {len(blocks)}: "
+                "they belong to another model, so fit new ones for this model."
+            )
+        session = _Session(self, positions)
+        handles = [
+            block.register_forward_hook(session.hook(index), prepend=True)
+            for index, block in enumerate(blocks)
+            if self._read or self._blocks[index].edits
+        ]
+        try:
+            yield session
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _where(self, positions: Tensor) -> Tensor | None:
+        """Positions each row edits, ``(B, S)`` bool; None when that is every one."""
+        if self._scopes == {"all"} and bool((positions[:, 0] >= 0).all()):
+            return None
+        lengths = self._lengths.to(positions.device)
+        masks = {scope: edited_positions(scope, positions, lengths) for scope in self._scopes}
+        return torch.stack([masks[arm.tokens][row] for row, arm in enumerate(self._arms)])
+
+
+class _Session:
+    """Hooks and readings of one forward pass."""
+
+    def __init__(self, plan: Plan, positions: Tensor) -> None:
+        self._plan = plan
+        self._where = plan._where(positions)
+        self._before: list[Tensor] = []
+        self._after: list[Tensor] = []
+
+    def hook(self, index: int) -> Any:
+        plan = self._plan
+
+        def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
+            hidden = hidden_of(output)
+            rows = plan._blocks[index]
+            if rows.unit.device != hidden.device:
+                rows = plan._blocks[index] = rows.to(hidden.device)
+            before = geometry.component(hidden, rows.unit)
+            self._before.append(before)
+            if not rows.edits:
+                self._after.append(before)
+                return None
+            where = self._where if self._where is None else self._where.to(hidden.device)
+            if not rows.every_row:
+                active = rows.active
+                where = active.expand_as(before) if where is None else where & active
+            edited = geometry.apply_edit(hidden, rows.unit, rows.remove, rows.add, before, where)
+            self._after.append(geometry.component(edited, rows.unit))
+            return with_hidden(output, edited)
+
+        return edit
+
+    def readings(self) -> Readings:
+        """Coordinates of the finished forward pass; empty arrays where nothing was read."""
+        return Readings(self._coordinates(self._before), self._coordinates(self._after))
+
+    def _coordinates(self, projections: list[Tensor]) -> np.ndarray:
+        plan = self._plan
+        if len(projections) != len(plan._blocks):
+            return np.empty((len(plan._arms), 0, 0), np.float32)
+        home = projections[0].device
+        stacked = torch.stack([p.to(home) for p in projections], dim=1).cpu().numpy()
+        return geometry.coordinate(stacked, plan._low, plan._high)  # type: ignore[arg-type]

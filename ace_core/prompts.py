@@ -1,0 +1,252 @@
+"""Built-in prompt sets and a strict reader for prompt files that users bring along."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+
+from ace_core.errors import EngineError
+
+__all__ = [
+    "BUILTIN_NAMES",
+    "Prompt",
+    "PromptFileError",
+    "display_prompts",
+    "duplicates_across",
+    "load_builtin",
+    "prompts_digest",
+    "read_prompts",
+]
+
+BUILTIN_NAMES = ("harmful", "harmless", "lookalike", "multilingual")
+_TEXT_COLUMNS = ("prompt", "text", "goal", "instruction", "question", "behavior", "query")
+_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "prompts"
+_FIELDS = ("id", "category", "form", "split", "label", "language")
+_MAX_COLUMNS = 1_000
+
+
+class PromptFileError(EngineError):
+    """A prompt file cannot be used; the message is one sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request to a model, with what is known about it."""
+
+    text: str
+    id: str = ""
+    category: str = ""
+    form: str = ""
+    split: str = ""
+    label: str = ""
+    language: str = "en"
+
+
+def load_builtin(name: str, split: str | None = None) -> tuple[Prompt, ...]:
+    """Return a built-in set, or one split of it; `label` is the file's own, else the set's name."""
+    if name not in BUILTIN_NAMES:
+        raise ValueError(f"Unknown prompt set {name!r}: choose one of {', '.join(BUILTIN_NAMES)}.")
+    prompts = _builtin(name)
+    if split is None:
+        return prompts
+    chosen = tuple(prompt for prompt in prompts if prompt.split == split)
+    if not chosen:
+        known = ", ".join(sorted({prompt.split for prompt in prompts}))
+        raise ValueError(f"The prompt set {name!r} has no split {split!r}: choose one of {known}.")
+    return chosen
+
+
+def display_prompts() -> tuple[Prompt, ...]:
+    """Return the short examples that the app offers to click on; `label` is their kind."""
+    rows = json.loads((_FOLDER / "display.json").read_text(encoding="utf-8"))
+    return tuple(Prompt(text=row["text"], label=row["kind"]) for row in rows)
+
+
+def read_prompts(
+    path: Path,
+    *,
+    column: str | None = None,
+    max_bytes: int = 20_000_000,
+    max_prompts: int = 100_000,
+    max_chars: int = 4_000,
+) -> tuple[Prompt, ...]:
+    """Read prompts from a .txt, .csv, .json or .jsonl file, or raise `PromptFileError`.
+
+    Texts are stripped and empty ones skipped. `column` names the field that holds the text of .csv rows
+    and JSON objects (letter case does not matter); other known fields fill the `Prompt` of the same row.
+    """
+    try:
+        prompts: list[Prompt] = []
+        for where, prompt in _rows(path, column, max_bytes):
+            if not prompt.text:
+                continue
+            if len(prompts) == max_prompts:
+                raise _BadFileError(f"it has more than {max_prompts} prompts, split it into smaller files")
+            _check_text(where, prompt.text, max_chars)
+            prompts.append(prompt)
+        if not prompts:
+            raise _BadFileError("no prompts found, add at least one that is not empty")
+        return tuple(prompts)
+    except _BadFileError as problem:
+        raise PromptFileError(f"Cannot use {path.name!r}: {problem}.") from problem.__cause__
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """Return the SHA-256 (hex) of the texts in their order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        data = prompt.text.encode("utf-8")
+        # The length keeps ("ab", "c") and ("a", "bc") apart.
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def duplicates_across(a: Iterable[Prompt], b: Iterable[Prompt]) -> tuple[str, ...]:
+    """Return the texts of `a`, each once, that `b` holds too when case and white space are ignored."""
+    seen = {_normal(prompt.text) for prompt in b}
+    return tuple({key: prompt.text for prompt in a if (key := _normal(prompt.text)) in seen}.values())
+
+
+@cache
+def _builtin(name: str) -> tuple[Prompt, ...]:
+    prompts = read_prompts(_FOLDER / f"{name}.jsonl", column="text")
+    return tuple(replace(prompt, label=prompt.label or name) for prompt in prompts)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+class _BadFileError(Exception):
+    """What is wrong and what to do, without the file's name and the full stop."""
+
+
+def _rows(path: Path, column: str | None, max_bytes: int) -> Iterator[tuple[str, Prompt]]:
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".csv", ".json", ".jsonl"):
+        raise _BadFileError("save it as .txt, .csv, .json or .jsonl")
+    text = _read_text(path, max_bytes)
+    if suffix == ".txt":
+        return ((f"line {number}", Prompt(text=line.strip())) for number, line in _lines(text))
+    return _csv_rows(text, column) if suffix == ".csv" else _json_rows(text, column, suffix == ".jsonl")
+
+
+def _read_text(path: Path, max_bytes: int) -> str:
+    try:
+        if not path.is_file():
+            raise _BadFileError("there is no such file, check the path")
+        if path.stat().st_size > max_bytes:
+            raise _BadFileError(f"it is larger than {max_bytes} bytes, split it into smaller files")
+        data = path.read_bytes()
+    except OSError as error:
+        raise _BadFileError(f"it cannot be opened ({error.strerror}), check its permissions") from error
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _BadFileError("its characters cannot be decoded, save it with UTF-8 encoding") from error
+    if "\0" in text:
+        raise _BadFileError("it contains NUL bytes, save it as plain UTF-8 text")
+    return text
+
+
+def _check_text(where: str, text: str, max_chars: int) -> None:
+    if len(text) > max_chars:
+        raise _BadFileError(f"the prompt at {where} has {len(text)} characters, shorten it to {max_chars}")
+    if "\0" in text:
+        raise _BadFileError(f"the prompt at {where} contains a NUL character, remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # a JSON escape can smuggle in half a surrogate pair
+        raise _BadFileError(f"the prompt at {where} contains half a Unicode character, remove it") from error
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    # str.splitlines would also split at form feeds and Unicode separators inside a prompt.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _csv_rows(text: str, column: str | None) -> Iterator[tuple[str, Prompt]]:
+    head = next(_lines(text), (0, ""))[1]
+    # Spreadsheets in many countries export semicolons or tabs under the same suffix.
+    delimiter = next((mark for mark in ",;\t" if mark in head), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    chosen = ""
+    try:
+        for row in reader:
+            where = f"line {reader.line_num}"
+            if len(row) > _MAX_COLUMNS:
+                raise _BadFileError(f"{where} has more than {_MAX_COLUMNS} columns, remove some")
+            if not any(cell.strip() for cell in row):
+                continue
+            if not header:
+                header = [cell.strip() for cell in row]
+                chosen = _pick_column(header, column)
+                continue
+            if any(cell.strip() for cell in row[len(header) :]):
+                problem = f"{where} has {len(row)} fields but the header has {len(header)}"
+                raise _BadFileError(f"{problem}, put texts that contain {delimiter!r} in double quotes")
+            cells = dict(zip_longest(header, row[: len(header)], fillvalue=""))
+            yield where, _prompt(cells, chosen)
+    except csv.Error as error:
+        hint = "shorten that field" if "field larger" in str(error) else "check its quotes"
+        raise _BadFileError(f"line {reader.line_num} is not valid CSV ({error}), {hint}") from error
+
+
+def _json_rows(text: str, column: str | None, lines: bool) -> Iterator[tuple[str, Prompt]]:
+    if lines:
+        entries = [(f"line {number}", _parse(line, number)) for number, line in _lines(text)]
+    else:
+        data = _parse(text, 1) if text.strip() else []
+        if isinstance(data, dict):
+            data = data.get("prompts")
+        if not isinstance(data, list):
+            raise _BadFileError('it must hold a list or {"prompts": [...]}, rewrite it that way')
+        entries = [(f"entry {number}", entry) for number, entry in enumerate(data, 1)]
+    keys = dict.fromkeys(key for _, entry in entries if isinstance(entry, dict) for key in entry)
+    if len(keys) > _MAX_COLUMNS:
+        raise _BadFileError(f"it has more than {_MAX_COLUMNS} columns, remove some")
+    chosen = _pick_column(list(keys), column) if keys else ""
+    for where, entry in entries:
+        row = entry if isinstance(entry, dict) else {chosen: entry}
+        if not isinstance(row.get(chosen), str):
+            raise _BadFileError(f"the prompt at {where} is not a string, write it as text in double quotes")
+        yield where, _prompt(row, chosen)
+
+
+def _parse(text: str, line: int) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        number = line + error.lineno - 1
+        raise _BadFileError(f"line {number} is not valid JSON ({error.msg}), correct it") from error
+    except RecursionError as error:
+        raise _BadFileError("it is nested too deeply, write a flat list of prompts") from error
+    except ValueError as error:  # Python refuses to convert integers of thousands of digits
+        raise _BadFileError("it holds a number with too many digits, remove it") from error
+
+
+def _pick_column(columns: list[str], column: str | None) -> str:
+    by_name = {key.strip().casefold(): key for key in reversed(columns)}
+    for wanted in _TEXT_COLUMNS if column is None else (column.strip().casefold(),):
+        if wanted in by_name:
+            return by_name[wanted]
+    if column is None and len(columns) == 1:
+        return columns[0]
+    shown = ", ".join(repr(key[:40]) for key in columns[:12]) + (", ..." if len(columns) > 12 else "")
+    problem = "it has no usable prompt column" if column is None else f"it has no column {column[:40]!r}"
+    raise _BadFileError(f"{problem}, choose one of its columns {shown}")
+
+
+def _prompt(row: Mapping[str, object], chosen: str) -> Prompt:
+    values = ((field, row.get(field)) for field in _FIELDS)
+    known = {field: value.strip() for field, value in values if isinstance(value, str) and value.strip()}
+    return Prompt(text=str(row[chosen]).strip(), **known)

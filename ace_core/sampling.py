@@ -1,0 +1,83 @@
+"""Choosing the next token of each row, independently of the other rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ace_core.errors import EngineError
+
+__all__ = ["MAX_NEW_TOKENS", "Sampler", "Sampling", "filtered"]
+
+MAX_NEW_TOKENS = 512
+"""Cap on the length of any answer."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Temperature 0 is greedy; ``top_p`` 1 and ``top_k`` 0 mean no cut.
+
+    Every row draws from its own generator started at ``seed``, so a row's text does not depend on which other
+    rows run, and differences between arms are not differences of luck.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.temperature) or not 0 <= self.temperature <= 5:
+            raise EngineError("Temperature must be a number from 0 (greedy) to 5.")
+        if not math.isfinite(self.top_p) or not 0 < self.top_p <= 1:
+            raise EngineError("Top-p must be above 0 and at most 1.")
+        if self.top_k < 0:
+            raise EngineError("Top-k must be 0 (off) or a positive number of tokens.")
+        if not 0 <= self.seed < 2**63:
+            raise EngineError("The seed must be a whole number from 0 to 2^63 - 1.")
+        if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS:
+            raise EngineError(f"The answer length must be from 1 to {MAX_NEW_TOKENS} tokens.")
+
+
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities ``(vocabulary,)`` after temperature, then top-k, then top-p (smallest set reaching p)."""
+    scaled = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < scaled.numel():
+        kth = torch.topk(scaled, sampling.top_k).values[-1]
+        scaled = scaled.masked_fill(scaled < kth, -math.inf)
+    probabilities = torch.softmax(scaled, dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probabilities = probabilities.index_fill(0, order[beyond], 0.0)
+    return probabilities / probabilities.sum()
+
+
+class Sampler:
+    """Samplers of a batch, one setting and one generator a row."""
+
+    def __init__(self, rows: Sequence[Sampling]) -> None:
+        self._rows = tuple(rows)
+        self._generators = [torch.Generator().manual_seed(row.seed) for row in rows]
+
+    def __call__(self, logits: Tensor) -> list[int]:
+        """Next token of every row from logits ``(B, vocabulary)``.
+
+        Raises:
+            EngineError: if a row's logits are NaN throughout.
+        """
+        tokens: list[int] = logits.argmax(dim=-1).tolist()
+        # argmax returns the position of a NaN if there is one
+        best = logits.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1))
+        if bool(torch.isnan(best).any()):
+            raise EngineError("The model produced NaN: use a smaller coefficient, or load it in float32.")
+        for row, sampling in enumerate(self._rows):
+            if sampling.temperature > 0:
+                probabilities = filtered(logits[row].cpu(), sampling)
+                tokens[row] = int(torch.multinomial(probabilities, 1, generator=self._generators[row]))
+        return tokens
