@@ -50,9 +50,8 @@ def component(v: Tensor, unit: Tensor) -> Tensor:
     Returns:
         Tensor of shape ``(batch, positions)``.
     """
-    if unit.dim() == 1:
-        return torch.matmul(v.float(), unit)
-    return torch.bmm(v.float(), unit.unsqueeze(-1)).squeeze(-1)
+    # Not a matrix product: its rounding depends on how many rows there are, and an arm's numbers must not.
+    return (v.float() * (unit if unit.dim() == 1 else unit.unsqueeze(1))).sum(-1)
 
 
 def coordinate(projection: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from ace_core.blocks import find_blocks
 from ace_core.errors import EngineError
 
-__all__ = ["BASE_ID", "Example", "Recipe", "Trainer", "answer_loss"]
+__all__ = ["BASE_ID", "Example", "Recipe", "Trainer", "answer_loss", "shared_length"]
 
 BASE_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The embedded model's name on the hub, as peft's configuration records it."""
@@ -72,7 +72,7 @@ class Trainer:
             raise EngineError("There is nothing to train on: give at least one example.")
         self.network, self.recipe = network, recipe
         self._examples = list(examples)
-        self._shared = _shared_length(examples)
+        self._shared = shared_length(examples)
         blocks = find_blocks(network)
         if not 0 <= recipe.first_block <= recipe.last_block < len(blocks):
             raise EngineError(f"Blocks {recipe.first_block} to {recipe.last_block} do not exist: choose others.")
@@ -215,7 +215,7 @@ def answer_loss(network: Any, batch: Sequence[Example], shared: int = 0) -> Tens
     return functional.cross_entropy(logits.float(), ids[row, column + 1])
 
 
-def _shared_length(examples: Sequence[Example]) -> int:
+def shared_length(examples: Sequence[Example]) -> int:
     """Length of the longest common beginning of all prompts, always short of a whole prompt."""
     first, last = min(e.prompt for e in examples), max(e.prompt for e in examples)
     shortest = min(len(e.prompt) for e in examples) - 1

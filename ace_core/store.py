@@ -29,7 +29,7 @@ VECTORS = Path(__file__).resolve().parent.parent / "vectors"
 def vectors_path(model_id: str, folder: Path = VECTORS) -> Path:
     """File for a model's vectors: its id with anything unusual replaced."""
     name = "".join(c if c.isalnum() or c in "-._" else "--" if c == "/" else "_" for c in model_id)
-    return folder / f"{name.lstrip('.')}.safetensors"
+    return folder / f"{name.lstrip('.') or 'model'}.safetensors"
 
 
 def save_directions(directions: RefusalDirections, path: Path) -> None:
@@ -39,8 +39,8 @@ def save_directions(directions: RefusalDirections, path: Path) -> None:
         EngineError: if the folder can't be written or the disk is full.
     """
     tensors = {name: getattr(directions, name).contiguous() for name in _TENSORS}
-    metadata = dict(sorted({**directions.metadata, "recommended_layer": str(directions.recommended_layer)}.items()))
-    data = save(tensors, metadata)
+    metadata = {**directions.metadata, "recommended_layer": str(directions.recommended_layer)}
+    data = _ordered(save(tensors, metadata))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -53,6 +53,16 @@ def save_directions(directions: RefusalDirections, path: Path) -> None:
             raise
     except OSError as error:
         raise EngineError(f"{path} could not be written ({error.strerror or error}): choose another folder.") from None
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order; the library writes them in a random one."""
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
 
 
 def load_directions(path: Path | str) -> RefusalDirections:

@@ -77,9 +77,7 @@ def _byte_level_tokenizer(bos: bool) -> Tokenizer:
     merges = [(left, right) for left, right in (merge.split() for merge in MERGES)]
     pieces = [*SPECIAL_TOKENS, *alphabet, *(left + right for left, right in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if bos:
@@ -151,9 +149,7 @@ def _reinitialise(model: nn.Module, seed: int) -> None:
                     normal(parameter, 0.5)
                 elif key == "weight" and isinstance(module, Conv1D):
                     normal(parameter, parameter.shape[0] ** -0.5)
-                elif (key == "weight" and isinstance(module, nn.Linear)) or name.endswith(
-                    ("experts", "gate")
-                ):
+                elif (key == "weight" and isinstance(module, nn.Linear)) or name.endswith(("experts", "gate")):
                     normal(parameter, parameter.shape[-1] ** -0.5)
                 elif key == "bias" and not parameter.any():
                     normal(parameter, 0.1)
@@ -249,9 +245,7 @@ FAMILIES: dict[str, Family] = {
             tuple_output=True,
         ),
         _family("mixtral", {**_LLAMA_LIKE, **_MOE, "num_local_experts": 4}),
-        _family(
-            "qwen3_moe", {**_LLAMA_LIKE, **_HEAD_DIM, **_MOE, "num_experts": 4, "moe_intermediate_size": 32}
-        ),
+        _family("qwen3_moe", {**_LLAMA_LIKE, **_HEAD_DIM, **_MOE, "num_experts": 4, "moe_intermediate_size": 32}),
         _family(
             "mamba",
             {"hidden_size": HIDDEN, "num_hidden_layers": BLOCKS, "state_size": 8},
@@ -290,9 +284,7 @@ def build_family(name: str) -> PreTrainedModel:
     return FAMILIES[name].build()
 
 
-def save_tiny(
-    path: str | Path, family: str | Family = "llama", *, chat: bool = True, bos: bool = False
-) -> Path:
+def save_tiny(path: str | Path, family: str | Family = "llama", *, chat: bool = True, bos: bool = False) -> Path:
     """Write a model folder (config, safetensors, tokenizer) like a hub checkout; return its path."""
     folder = Path(path)
     family = FAMILIES[family] if isinstance(family, str) else family

@@ -77,9 +77,7 @@ def imports(path: str, source: str) -> Iterator[tuple[int, str]]:
             for alias in node.names:
                 yield node.lineno, ".".join(filter(None, [base, alias.name]))
         elif isinstance(node, ast.Call) and node.args:
-            function = (
-                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            )
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if function not in {"import_module", "__import__"}:
                 continue
             match node.args[0]:
@@ -114,9 +112,7 @@ def violations(files: dict[str, str]) -> list[str]:
         rule = rule_for(module_name(path))
         if rule is not None:
             found += [
-                f"{path}:{line} imports {name}"
-                for line, name in imports(path, source)
-                if not allowed(rule, name)
+                f"{path}:{line} imports {name}" for line, name in imports(path, source) if not allowed(rule, name)
             ]
     return found
 

@@ -28,9 +28,7 @@ def chat_ids(text: str = PROMPT) -> torch.Tensor:
 
 def block_outputs(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
     """Logits of the last position and whatever each decoder block returned."""
-    blocks = next(
-        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == BLOCKS
-    )
+    blocks = next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == BLOCKS)
     outputs: list[Any] = []
     handles = [block.register_forward_hook(lambda _m, _i, output: outputs.append(output)) for block in blocks]
     with torch.inference_mode():
@@ -87,9 +85,7 @@ def test_building_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize(
-    "text", ["plain words", "  spaces\n\nand lines ", "héllo 日本語 🎉", "x<|im_end|>y", ""]
-)
+@pytest.mark.parametrize("text", ["plain words", "  spaces\n\nand lines ", "héllo 日本語 🎉", "x<|im_end|>y", ""])
 def test_tokenizer_gives_text_back(text: str) -> None:
     tokenizer = tiny_tokenizer()
     ids = tokenizer.encode(text, add_special_tokens=False)

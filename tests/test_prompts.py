@@ -233,9 +233,7 @@ def write_txt(path: Path, items: list[str]) -> list[str]:
     return items
 
 
-@pytest.mark.parametrize(
-    ("suffix", "write"), [(".jsonl", write_jsonl), (".csv", write_csv), (".txt", write_txt)]
-)
+@pytest.mark.parametrize(("suffix", "write"), [(".jsonl", write_jsonl), (".csv", write_csv), (".txt", write_txt)])
 @settings(deadline=None, max_examples=60)
 @given(items=LISTS)
 def test_round_trip(suffix: str, write: Callable[[Path, list[str]], list[str]], items: list[str]) -> None:
@@ -296,9 +294,7 @@ def test_schema(name: str) -> None:
     lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert all(list(row) == FIELDS[name] for row in rows)
-    assert all(
-        isinstance(value, str) and value == value.strip() != "" for row in rows for value in row.values()
-    )
+    assert all(isinstance(value, str) and value == value.strip() != "" for row in rows for value in row.values())
     assert all("\n" not in row["text"] for row in rows)
     ids = [row["id"] for row in rows]
     assert ids == sorted(set(ids))
@@ -306,9 +302,7 @@ def test_schema(name: str) -> None:
     assert len({row["text"].casefold() for row in rows}) == len(rows)
     prompts = load_builtin(name)
     assert texts(prompts) == [row["text"] for row in rows]
-    assert {prompt.label for prompt in prompts} == (
-        {"harmful", "harmless"} if name == "multilingual" else {name}
-    )
+    assert {prompt.label for prompt in prompts} == ({"harmful", "harmless"} if name == "multilingual" else {name})
 
 
 @pytest.mark.parametrize("name", ["harmful", "harmless", "lookalike"])
@@ -365,9 +359,7 @@ def test_form_does_not_reveal_the_class(split: str) -> None:
 
 
 def content_words(text: str) -> list[str]:
-    letters = (
-        char if char.isalnum() else " " for char in text.casefold().replace("'", "").replace("\u2019", "")
-    )
+    letters = (char if char.isalnum() else " " for char in text.casefold().replace("'", "").replace("\u2019", ""))
     words = "".join(letters).split()
     return [word for word in words if word not in STOP_WORDS] or words
 
