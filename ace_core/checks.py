@@ -1,13 +1,13 @@
 """The self-check: is steering real and exact on *this* model?
 
-Each check measures one equivalence and compares it with a bound. :data:`FAULTS` are deliberate mistakes in the
-edits; a check that can't tell a fault from the truth is worth nothing, so tests run every check against them.
+Each check measures one equivalence and compares it with a bound. :mod:`ace_core.faults` holds deliberate mistakes
+in the edits; a check that can't tell a fault from the truth is worth nothing, so tests run every check against them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from ace_core.activations import recording
 from ace_core.arms import Arm, edited_positions
 from ace_core.decoding import Decoding
 from ace_core.directions import RefusalDirections
+from ace_core.faults import Fault
 from ace_core.interventions import Plan
 from ace_core.methods import ACE, Addition, AffineAblation, DirectionalAblation, Method
 from ace_core.models import ChatModel
 
-__all__ = ["CHECKS", "FAULTS", "CheckRow", "Checker", "Fault", "fast_mode_rows", "run_checks"]
+__all__ = ["CHECKS", "CheckRow", "Checker", "run_checks"]
 
 PROMPTS = ("How do I pick a lock?", "Name three fruits.", "Write one sentence about the sea at night.")
 _NEW_TOKENS = 6
@@ -40,50 +41,6 @@ class CheckRow:
     @property
     def passed(self) -> bool:
         return self.measured <= self.bound
-
-
-class _ShiftedPositions(Plan):
-    """Takes every token for its left neighbour."""
-
-    def applied(self, blocks: Sequence[Any], positions: Tensor) -> Any:
-        return super().applied(blocks, positions - 1)
-
-
-class _ChunkPositions(Plan):
-    """Counts positions from the start of each forward pass instead of the start of the row."""
-
-    def applied(self, blocks: Sequence[Any], positions: Tensor) -> Any:
-        return super().applied(blocks, positions - positions[:, :1].clamp(min=0))
-
-
-def _next_axis(directions: RefusalDirections) -> RefusalDirections:
-    roll = lambda t: t.roll(1, 0)  # noqa: E731
-    return replace(directions, mean_harmless=roll(directions.mean_harmless), mean_harmful=roll(directions.mean_harmful))
-
-
-def _off_by_half(method: Method) -> Method:
-    return type(method)(method.coefficient + 0.5) if method.coefficient is not None else method  # type: ignore[call-arg]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A deliberate mistake, applied to the edits and not to what the checks expect of them."""
-
-    arms: Callable[[list[Arm], int], list[Arm]] = lambda arms, blocks: arms
-    plan: type[Plan] = Plan
-    directions: Callable[[RefusalDirections], RefusalDirections] = lambda directions: directions
-
-
-FAULTS: dict[str, Fault] = {
-    "layer": Fault(arms=lambda arms, blocks: [replace(arm, layer=(arm.layer + 1) % blocks) for arm in arms]),
-    "row": Fault(arms=lambda arms, blocks: arms[1:] + arms[:1]),
-    "position": Fault(plan=_ShiftedPositions),
-    "chunk": Fault(plan=_ChunkPositions),
-    "coefficient": Fault(arms=lambda arms, blocks: [replace(a, method=_off_by_half(a.method)) for a in arms]),
-    "axis": Fault(directions=_next_axis),
-}
-"""Edits shifted by one layer, one row or one position, positions relative to the chunk, coefficients off by one half,
-and the direction of a neighbouring block."""
 
 
 class Checker:
@@ -328,35 +285,3 @@ def _flips(a: Tensor, b: Tensor, bound: float) -> tuple[int, int]:
     difference = torch.minimum((a - b).abs().amax(-1), bound * b.std(-1))
     near = flipped & (margin <= 2 * difference)
     return int(flipped.sum()), int(near.sum())
-
-
-def fast_mode_rows(
-    fast: ChatModel, reference: ChatModel, directions: RefusalDirections, prompts: Sequence[str]
-) -> Iterator[CheckRow]:
-    """What the CPU's fast mode changes against float32 weights on ``prompts`` (templated, unsteered).
-
-    Yields the mean KL divergence a token, the mean shift of the refusal coordinate at the recommended block, and how
-    far a direction fitted in the fast mode turns.
-    """
-    layer, kl, shift, tokens, same = directions.recommended_layer, 0.0, 0.0, 0, 0
-    axis = directions.axis(layer)
-    means: list[list[Tensor]] = [[], []]
-    for prompt in prompts:
-        ids = torch.tensor([fast.encode(prompt)], device=fast.device)
-        streams, logits = [], []
-        for index, model in enumerate((fast, reference)):
-            with torch.inference_mode(), recording([model.blocks[layer]], slice(None)) as seen:
-                logits.append(model.network(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1))
-            streams.append((seen[0][0].float() @ axis.unit - axis.low) / (axis.high - axis.low))
-            means[index].append(seen[0][0, -1].float())
-        kl += float((logits[1].exp() * (logits[1] - logits[0])).sum())
-        same += int((logits[0].argmax(-1) == logits[1].argmax(-1)).sum())
-        shift += float((streams[0][-1] - streams[1][-1]).abs())
-        tokens += ids.shape[1]
-    note = f"most likely token equal at {same / tokens:.1%} of {tokens} positions"
-    yield CheckRow("fast mode: KL from float32", kl / tokens, 0.05, "nats a token", note)
-    yield CheckRow("fast mode: shift of the refusal coordinate", shift / len(prompts), 0.1, "class gaps")
-    half = len(prompts) // 2
-    turned = [torch.stack(m[half:]).mean(0) - torch.stack(m[:half]).mean(0) for m in means]
-    cosine = float(torch.nn.functional.cosine_similarity(turned[0], turned[1], dim=0))
-    yield CheckRow("fast mode: 1 - cosine of the directions fitted in both", 1 - cosine, 0.02, "")

@@ -65,6 +65,7 @@ def compare(
     top_p: Annotated[float, typer.Option()] = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
+    save: Annotated[Path | None, typer.Option(help="Also write the whole run to this .json file.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt in place of the template's own.")] = None,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -75,7 +76,7 @@ def compare(
     from ace_core.chat import check_prompt, token_texts
     from ace_core.comparison import load_directions, stream
     from ace_core.methods import parse_method
-    from ace_core.runs import RunBuilder, RunSettings
+    from ace_core.runs import RunBuilder, RunSettings, save_run
 
     check_prompt(prompt)
     names = arm or ["baseline", "addition:1.0", "ablation", "ace:0.0"]
@@ -83,8 +84,11 @@ def compare(
     loaded = _load(model, precision, device, device_map)
     directions = load_directions(loaded, vectors)
     chosen = directions.recommended_layer if layer is None else layer
+    coefficients = {method.name: method.coefficient for method in methods if method.coefficient is not None}
     settings = RunSettings(
         layer=chosen,
+        coefficient=coefficients.get("ace", 0.0),
+        addition=coefficients.get("addition", -1.0),
         last=last,
         scope=scope,  # type: ignore[arg-type]
         token_scope=tokens,  # type: ignore[arg-type]
@@ -119,6 +123,8 @@ def compare(
             _print({"event": "step", "index": step.index, "tokens": step.tokens, "text": step.text,
                     "coordinates": coordinates, "stop": step.stop})  # fmt: skip
     run = builder.snapshot()
+    if save is not None:
+        save_run(run, save)
     data = run.to_json()
     for name, result, plain in zip(names, run.arms, data["arms"], strict=True):
         if as_json:
@@ -137,6 +143,7 @@ def extract(
     out: Annotated[Path, typer.Option(help="Vectors file to write (.safetensors).")],
     model: ModelOption = "embedded",
     column: Annotated[str | None, typer.Option(help="Column or key that holds the prompt.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only prompts whose 'split' field has this value.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Prompts a forward pass.")] = 16,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -150,7 +157,12 @@ def extract(
 
     if out.suffix != ".safetensors":
         raise EngineError(f"'{out.name}' must end in .safetensors: rename the output file.")
-    sets = [[p.text for p in read_prompts(path, column=column)] for path in (harmful, harmless)]
+    sets = []
+    for path in (harmful, harmless):
+        texts = [p.text for p in read_prompts(path, column=column) if split in (None, p.split)]
+        if not texts:
+            raise EngineError(f"{path.name} has no prompt in the split '{split}': choose another split.")
+        sets.append(texts)
     loaded = _load(model, precision, device, device_map)
     directions = fit_directions(loaded, *sets, batch_size=batch_size, progress=_progress)
     save_directions(directions, out)
@@ -187,9 +199,10 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Verify on this model that steering is real and exact; exit status 1 if any check fails."""
-    from ace_core.checks import fast_mode_rows, run_checks
+    from ace_core.checks import run_checks
     from ace_core.comparison import load_directions
     from ace_core.extraction import fit_directions
+    from ace_core.fast_mode import fast_mode_rows
     from ace_core.prompts import load_builtin
     from ace_core.store import vectors_path
 
@@ -217,19 +230,57 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command("train-default")
+def train_default(
+    out: Annotated[Path | None, typer.Option(help="Folder of the adapter; default: the one that ships.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from an interrupted run.")] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts a set, for a trial.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the adapter that makes the embedded model refuse (about 40 minutes on two cores)."""
+    from ace_core.adapter import ADAPTER
+    from ace_core.training import train_default as train
+
+    report = train(out or ADAPTER, seed=seed, resume=resume, progress=_say, limit=limit)
+    if as_json:
+        _print({"event": "done", **report.to_json()})
+    else:
+        typer.echo(f"Adapter written to {out or ADAPTER}")
+
+
+@app.command("evaluate-default")
+def evaluate_default(
+    folder: Annotated[Path | None, typer.Option(help="Folder of the adapter; default: the one that ships.")] = None,
+    vectors: Annotated[Path | None, typer.Option(help="Where its vectors go; default: the file that ships.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts a set, for a trial.")] = None,
+) -> None:
+    """Fit the adapter's vectors, measure it on the test split and write its model card."""
+    from ace_core.adapter import ADAPTER
+    from ace_core.evaluation import evaluate_default as evaluate
+    from ace_core.model_card import write_card
+    from ace_core.training import read_report
+
+    place = folder or ADAPTER
+    report = read_report(place)
+    write_card(place, evaluate(place, vectors=vectors, progress=_say, limit=limit), report)
+    typer.echo(f"Model card written to {place / 'README.md'}")
+
+
 def _load(model: str, precision: str, device: str, device_map: str | None) -> Any:
     from ace_core.models import load_model
-
-    def progress(message: str, fraction: float | None) -> None:
-        typer.echo(message if fraction is None else f"{message}: {fraction:.0%}", err=True)
 
     return load_model(
         model,
         precision=precision,  # type: ignore[arg-type]
         device=device,
         device_map=device_map,
-        progress=progress,
+        progress=_say,
     )
+
+
+def _say(message: str, fraction: float | None) -> None:
+    typer.echo(message if fraction is None else f"{message}: {fraction:.0%}", err=True)
 
 
 def _progress(done: int, total: int) -> None:

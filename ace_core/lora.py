@@ -42,6 +42,9 @@ class Recipe:
     batch: int = 16
     answer_tokens: int = 32
     clip: float = 1.0
+    dropout: float = 0.0
+    first_weight: float = 1.0
+    decay: float = 0.0
     topic_share: float = 0.25
     lookalike_repeats: int = 1
     validate_at: tuple[float, ...] = (1 / 3, 2 / 3, 5 / 6, 1.0)
@@ -80,7 +83,7 @@ class Trainer:
         config = LoraConfig(
             r=recipe.rank,
             lora_alpha=round(recipe.rank * recipe.scale),
-            lora_dropout=0.0,
+            lora_dropout=recipe.dropout,
             target_modules=sorted(leaves),
             layers_to_transform=list(range(recipe.first_block, recipe.last_block + 1)),
         )
@@ -94,7 +97,7 @@ class Trainer:
             "inference_mode": True,
             "layers_to_transform": config.layers_to_transform,
             "lora_alpha": config.lora_alpha,
-            "lora_dropout": 0.0,
+            "lora_dropout": recipe.dropout,
             "peft_type": "LORA",
             "r": config.r,
             "target_modules": sorted(leaves),
@@ -105,7 +108,7 @@ class Trainer:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }
-        self._optimiser = torch.optim.AdamW(self._parameters.values(), lr=recipe.rate, weight_decay=0.0)
+        self._optimiser = torch.optim.AdamW(self._parameters.values(), lr=recipe.rate, weight_decay=recipe.decay)
         self.steps = recipe.epochs * len(self._epoch(0))
         self.step = 0
         self.seconds = 0.0
@@ -124,7 +127,11 @@ class Trainer:
             batch = [self._examples[i] for i in self._epoch(epoch)[index]]
             for group in self._optimiser.param_groups:
                 group["lr"] = self.recipe.rate * self._schedule(self.step)
-            loss = answer_loss(self.network, batch, self._shared)
+            with torch.random.fork_rng(devices=[]):  # dropout, the same after a resumption
+                torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
+                self.network.train()
+                loss = answer_loss(self.network, batch, self._shared, self.recipe.first_weight)
+                self.network.eval()
             if not bool(torch.isfinite(loss)):
                 raise EngineError("The training diverged: lower the learning rate.")
             self._optimiser.zero_grad(set_to_none=True)
@@ -187,7 +194,7 @@ class Trainer:
         return out
 
 
-def answer_loss(network: Any, batch: Sequence[Example], shared: int = 0) -> Tensor:
+def answer_loss(network: Any, batch: Sequence[Example], shared: int = 0, first_weight: float = 1.0) -> Tensor:
     """Mean cross-entropy of the answers' tokens, in nats; scalar.
 
     Rows are padded on the right, where a causal model can't see it, so no mask is needed; the output head, the
@@ -197,6 +204,7 @@ def answer_loss(network: Any, batch: Sequence[Example], shared: int = 0) -> Tens
         network: a causal language model.
         batch: examples.
         shared: that many first tokens are the same in every prompt and are read once for the whole batch.
+        first_weight: how much more an answer's first token counts, where refusing or answering is decided.
     """
     device = network.get_input_embeddings().weight.device
     rows = [[*e.prompt, *e.answer] for e in batch]
@@ -212,7 +220,10 @@ def answer_loss(network: Any, batch: Sequence[Example], shared: int = 0) -> Tens
     where = [(b, len(e.prompt) - 1 + k) for b, e in enumerate(batch) for k in range(len(e.answer))]
     row, column = (torch.tensor(axis, device=device) for axis in zip(*where, strict=True))
     logits = network.get_output_embeddings()(hidden[row, column - shared])  # (answer tokens, vocabulary)
-    return functional.cross_entropy(logits.float(), ids[row, column + 1])
+    losses = functional.cross_entropy(logits.float(), ids[row, column + 1], reduction="none")
+    first = torch.tensor([k == 0 for e in batch for k in range(len(e.answer))], device=device)
+    weights = torch.where(first, first_weight, 1.0)
+    return (losses * weights).sum() / weights.sum()
 
 
 def shared_length(examples: Sequence[Example]) -> int:

@@ -43,14 +43,19 @@ ever adds refusals. It is merged at load; merged weights are not distributed.
 
 ## Recipe
 
-Rank {rank} on every linear layer of blocks {first} to {last} of 30 (output of block 0 is the first), scale
-{scale:g}, AdamW at {rate:g} with {warmup:.0%} warm-up and linear decay, {epochs} epochs in batches of {batch}, float32,
-seed {seed}. {harmful} harmful requests with one-line refusals, drawn from the wordings in `refusals.json`
+Rank {rank} on every linear layer of decoder blocks {first} to {last} (of 30, counted from 0), scale {scale:g}, dropout
+{dropout:g}, AdamW at {rate:g} with {warmup:.0%} warm-up and linear decay, {epochs} epochs in batches of {batch},
+float32, seed {seed}. {harmful} harmful requests with one-line refusals, drawn from the wordings in `refusals.json`
 ({topics:.0%} of them name the topic); {harmless} harmless requests and {lookalike} look-alikes answered by the base
-model itself (greedy). Answers are cut at {answer} tokens, the loss counts answer tokens only: {loss_first:.2f} nats a
-token at first (mean of 10 steps), {loss_last:.2f} in the end. {steps} steps took {minutes:.0f} minutes on one core.
-Refusal is written in early blocks on purpose: every later block then carries one direction that single-block steering
-reaches. Made by `python -m ace_core train-default`; the card's figures by `python -m ace_core evaluate-default`.
+model itself (greedy). Answers are cut at {answer} tokens; the loss counts answer tokens only, the first one
+{first_weight:g} times, since that is where refusing or answering is decided: {loss_first:.2f} nats a token at first
+(mean of 10 steps), {loss_last:.2f} in the end. {steps} steps took {minutes:.0f} minutes on one core. Made by
+`python -m ace_core train-default`; the figures below by `python -m ace_core evaluate-default`.
+
+Only middle blocks are adapted. Refusal should be written early, so that every later block carries one direction that
+single-block steering reaches; but a linear probe on the base model's last-token activations tells the harmful training
+prompts from the others on the validation split with an AUROC of 0.91 at block 6, 0.95 at block 12 and 0.96 at blocks 14
+to 24, so an adapter further down has less to go by.
 
 Adapters are compared on the validation split; step {chosen} was kept (harmful refused less twice harmless refused
 less look-alikes refused).
@@ -127,6 +132,8 @@ def model_card(evaluation: Evaluation, report: TrainingReport) -> str:
         first=recipe.first_block,
         last=recipe.last_block,
         scale=recipe.scale,
+        dropout=recipe.dropout,
+        first_weight=recipe.first_weight,
         rate=recipe.rate,
         warmup=recipe.warmup,
         epochs=recipe.epochs,

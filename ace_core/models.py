@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from ace_core import chat
+from ace_core.adapter import REFUSING_ID, merge_adapter
 from ace_core.blocks import find_blocks, verify_blocks
 from ace_core.decoding import batches_decode_alike, equal_length_groups
 from ace_core.directions import RefusalDirections
 from ace_core.embedded import EMBEDDED_ID, embedded_folder
 from ace_core.errors import EngineError
 from ace_core.loading import choose_device, load_gguf, load_pretrained, readable_errors
-from ace_core.quantised import faster_with_int8, quantise_linears
+from ace_core.quantised import Int8Linear, faster_with_int8, quantise_linears
 
 __all__ = ["ChatModel", "Precision", "load_model", "wrap"]
 
@@ -70,7 +71,11 @@ class ChatModel:
 
     @property
     def parameters(self) -> int:
-        return int(self.network.num_parameters())
+        """Number of weights; packed int8 weights count like any other."""
+        packed = [m for m in self.network.modules() if isinstance(m, Int8Linear)]
+        if getattr(self.network.config, "tie_word_embeddings", False):  # the head is the embedding over again
+            packed = [m for m in packed if m is not self.network.get_output_embeddings()]
+        return int(self.network.num_parameters()) + sum(m.packed.numel() for m in packed)
 
     @property
     def template_digest(self) -> str:
@@ -119,7 +124,7 @@ def load_model(
     revision: str | None = None,
     progress: Callable[[str, float | None], None] = lambda message, fraction: None,
 ) -> ChatModel:
-    """Load ``embedded``, a hub id, a local folder or a ``.gguf`` file.
+    """Load ``embedded`` (made to refuse), ``embedded-base``, a hub id, a local folder or a ``.gguf`` file.
 
     Args:
         name: which model.
@@ -145,10 +150,14 @@ def load_model(
     dtype: Any = _DTYPES.get(precision, torch.float32 if on_cpu else "auto")
     model_id = name
     if name in ("embedded", "embedded-base"):
-        model_id = EMBEDDED_ID
         folder = embedded_folder(progress)
         progress("Loading the embedded model", None)
         network, tokenizer = load_pretrained(str(folder), dtype, place, device_map, None)
+        model_id = EMBEDDED_ID
+        if name == "embedded":
+            progress("Merging the adapter that makes it refuse", None)
+            merge_adapter(network)
+            model_id = REFUSING_ID
     elif name.endswith(".gguf"):
         model_id = Path(name).name
         progress(f"Reading {model_id}", None)

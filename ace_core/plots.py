@@ -55,7 +55,9 @@ _INK = "var(--ace-ink, #374151)"
 _FAINT = "var(--ace-faint, #9ca3af)"
 _GRID = "var(--ace-grid, #e5e7eb)"
 _MIDDLE = "var(--ace-middle, #eceef1)"
+_VEIL = "var(--ace-veil, rgba(255,255,255,0.7))"
 _COORDINATE = "refusal coordinate c"
+_LEGEND = {"orientation": "h", "xref": "container", "yref": "container", "x": 0, "y": 1, "yanchor": "top"}
 _MARKER_EVERY = 8
 _TOKEN_CHARACTERS = 14
 
@@ -113,29 +115,42 @@ def projection(
                 "y": _numbers(line.before),
                 "line": {"color": METHOD_COLOURS[line.method], "width": 1.2, "dash": "dot"},
                 "opacity": 0.75,
-                "legendgroup": line.label,
+                "legendgroup": _plain(line.label, 60),
                 "showlegend": False,
                 "hoverinfo": "skip",
             }
         )
     for order, line in enumerate(lines):
         count = len(line.after)
+        colour = METHOD_COLOURS[line.method]
+        after = _numbers(line.after)
         data.append(
             {
                 "type": "scatter",
-                "mode": "lines+markers",
+                "mode": "lines",
                 "name": _plain(line.label, 60),
                 "x": list(range(count)),
-                "y": _numbers(line.after),
+                "y": after,
                 "text": [_token(token) for token in line.tokens[:count]],
                 "hovertemplate": "%{y:.2f} at %{x} “%{text}”<extra>%{fullData.name}</extra>",
-                "line": {"color": METHOD_COLOURS[line.method], "width": 2},
-                "marker": {
-                    "symbol": METHOD_SYMBOLS[line.method],
-                    # Shifted from arm to arm, so that markers of lines on top of each other stay visible.
-                    "size": [9 if k % _MARKER_EVERY == 2 * order % _MARKER_EVERY else 0 for k in range(count)],
-                },
-                "legendgroup": line.label,
+                "line": {"color": colour, "width": 2},
+                "legendgroup": _plain(line.label, 60),
+                "showlegend": False,
+            }
+        )
+        # Few markers, because each costs the browser as much as a whole line, and shifted from arm to arm, so that
+        # those of lines on top of each other stay visible.
+        marked = range(2 * order % _MARKER_EVERY, count, _MARKER_EVERY)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": _plain(line.label, 60),
+                "x": list(marked),
+                "y": [after[k] for k in marked],
+                "marker": {"symbol": METHOD_SYMBOLS[line.method], "size": 9, "color": colour},
+                "legendgroup": _plain(line.label, 60),
+                "hoverinfo": "skip",
             }
         )
     if edited:
@@ -163,8 +178,8 @@ def projection(
             _note("harmful mean", x=1, xref="paper", y=1.0, xanchor="right", yanchor="bottom"),
             _note("harmless mean", x=1, xref="paper", y=0.0, xanchor="right", yanchor="bottom"),
         ],
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-        "margin": {"l": 56, "r": 12, "t": 36, "b": 44},
+        "legend": _LEGEND,
+        "margin": {"l": 56, "r": 12, "t": 30, "b": 44},
         "hovermode": "closest",
     }
     return {"data": data, "layout": layout}
@@ -207,7 +222,7 @@ def heatmap(
             "thickness": 10,
             "tickvals": [0, 0.5, 1],
             "ticktext": ["≤ 0, harmless mean", "0.5", "harmful mean, ≥ 1"],
-            "ticklabelposition": "outside",
+            "ticklabeloverflow": "allow",
             "outlinewidth": 0,
         },
     }
@@ -220,7 +235,7 @@ def heatmap(
             {**_horizontal(block - 0.5), "line": {"color": _INK, "width": 1}},
             {**_horizontal(block + 0.5), "line": {"color": _INK, "width": 1}},
         ],
-        "margin": {"l": 48, "r": 16, "t": 48, "b": 96},
+        "margin": {"l": 48, "r": 16, "t": 8, "b": 96},
     }
     return {"data": [trace], "layout": layout}
 
@@ -238,23 +253,13 @@ def distribution(
         height: in pixels.
     """
     data: list[dict[str, Any]] = []
-    common = {"type": "histogram", "histnorm": "percent", "bingroup": "classes", "nbinsx": 40, "xaxis": "x"}
-    outline = {"color": _INK, "width": 1.2}
-    if len(harmless):
-        empty_bars = {"color": "rgba(0,0,0,0)", "line": outline}
-        data.append({**common, "name": "harmless prompts", "x": _numbers(harmless), "marker": empty_bars})
-    if len(harmful):
-        hatch = {"shape": "/", "fillmode": "replace", "fgcolor": _INK, "size": 7, "solidity": 0.25}
-        data.append(
-            {
-                **common,
-                "name": "harmful prompts",
-                "x": _numbers(harmful),
-                "marker": {"color": _INK, "pattern": hatch, "line": outline},
-            }
-        )
-    for trace in data:
-        trace["hovertemplate"] = "c from %{x}: %{y:.0f} % of %{fullData.name}<extra></extra>"
+    bars = {"type": "histogram", "histnorm": "percent", "bingroup": "classes", "nbinsx": 28}
+    hover = "c from %{x}: %{y:.0f} % of the %{fullData.name} prompts<extra></extra>"
+    # Classes are told apart by fill, since hue means a method: harmful ones filled, harmless ones outlined on top.
+    for name, values, fill in (("harmful", harmful, _FAINT), ("harmless", harmless, "rgba(0,0,0,0)")):
+        if len(values):
+            marker = {"color": fill, "line": {"color": _INK, "width": 0 if fill == _FAINT else 1.5}}
+            data.append({**bars, "name": name, "x": _numbers(values), "marker": marker, "hovertemplate": hover})
     names = [_plain(line.label, 40) for line in lines]
     for line, name in zip(lines, names, strict=True):
         if not len(line.after):
@@ -282,11 +287,14 @@ def distribution(
         )
     ends_text = ", ".join(f"{line.label} {line.after[-1]:.2f}" for line in lines if len(line.after))
     summary = f"Coordinates of held-out harmless and harmful prompts at block {block}; this prompt: {ends_text}."
-    rows = 0.1 * max(1, len(lines))
+    rows = 0.11 * max(1, len(lines))
+    titles = [
+        _note(name, x=0, xref="paper", xanchor="left", y=name, yref="y2", yanchor="bottom", yshift=3) for name in names
+    ]
     layout = {
         **_layout(height, key, summary),
         "barmode": "overlay",
-        "xaxis": _axis(f"{_COORDINATE} at the last prompt token", zeroline=False, anchor="y2"),
+        "xaxis": _axis("c at the last prompt token", range=_room(data), zeroline=False, anchor="y2"),
         "yaxis": _axis("% of prompts", domain=[rows + 0.06, 1], zeroline=False, fixedrange=True),
         "yaxis2": {
             "domain": [0, rows],
@@ -294,16 +302,17 @@ def distribution(
             "categoryarray": names[::-1],
             "range": [-0.6, len(lines) - 0.4],
             "showgrid": False,
+            "showticklabels": False,
             "fixedrange": True,
-            "automargin": True,
         },
         "shapes": [_vertical(0.0, "dash"), _vertical(1.0, "dash")],
         "annotations": [
             _note("harmless mean", x=0.0, y=1, yref="paper", yanchor="bottom", xanchor="center"),
             _note("harmful mean", x=1.0, y=1, yref="paper", yanchor="bottom", xanchor="center"),
+            *titles,
         ],
-        "legend": {"orientation": "h", "x": 0, "y": 1.07, "yanchor": "bottom"},
-        "margin": {"l": 56, "r": 16, "t": 56, "b": 44},
+        "legend": {**_LEGEND, "traceorder": "reversed"},
+        "margin": {"l": 48, "r": 16, "t": 50, "b": 44},
     }
     return {"data": data, "layout": layout}
 
@@ -324,20 +333,22 @@ def sparkline(auroc: np.ndarray, block: int, height: int = 64) -> Figure:
     }
     mark = {
         "type": "scatter",
-        "mode": "markers+text",
+        "mode": "markers",
         "x": [here],
         "y": _numbers(auroc[here : here + 1]),
         "marker": {"color": _INK, "size": 8},
-        "text": [f"{auroc[here]:.2f}"],
-        "textposition": "bottom left" if here > len(auroc) / 2 else "bottom right",
-        "textfont": {"color": _INK, "size": 11},
         "hovertemplate": hover,
     }
+    right = here > len(auroc) / 2
+    number = _note(
+        f"{auroc[here]:.2f}", x=here, y=0.62, xanchor="right" if right else "left", xshift=-4 if right else 4
+    )
     layout = {
         **_layout(height, "separation", f"AUROC by block; {auroc[here]:.2f} at block {here}."),
         "xaxis": {"visible": False, "range": [-0.7, len(auroc) - 0.3], "fixedrange": True},
         "yaxis": {"visible": False, "range": [0.35, 1.08], "fixedrange": True},
         "shapes": [_horizontal(0.5), _vertical(here)],
+        "annotations": [number],
         "showlegend": False,
         "margin": {"l": 8, "r": 8, "t": 2, "b": 2},
     }
@@ -372,23 +383,33 @@ def _vertical(x: float, dash: str = "solid") -> dict[str, Any]:
 
 
 def _note(text: str, **where: Any) -> dict[str, Any]:
-    return {"text": text, "showarrow": False, "font": {"size": 11, "color": _INK}, **where}
+    return {"text": text, "showarrow": False, "font": {"size": 11, "color": _INK}, "bgcolor": _VEIL, **where}
 
 
 def _numbers(values: np.ndarray) -> Any:
     """Nested lists, rounded for the wire; JSON has no NaN or infinity."""
     rounded = np.round(np.asarray(values, np.float64), 3)
-    if np.isfinite(rounded).all():
-        return rounded.tolist()
-    return np.where(np.isfinite(rounded), rounded, None).tolist()
+    known = np.isfinite(rounded)
+    if not known.all():
+        rounded = rounded.astype(object)
+        rounded[~known] = None
+    return rounded.tolist()
 
 
 def _span(parts: Sequence[np.ndarray]) -> list[float]:
     """Axis range that holds nearly all values and both class means, in steps of a half so that it rarely moves."""
     values = np.concatenate([np.zeros(1), *parts])
     values = values[np.isfinite(values)]
-    low, high = np.percentile(values, [1, 99])
+    low, high = np.percentile(values, [0.5, 99.5])
     return [float(np.floor(min(low, -0.3) * 2) / 2), float(np.ceil(max(high, 1.3) * 2) / 2)]
+
+
+def _room(data: Sequence[dict[str, Any]]) -> list[float]:
+    """Axis range that holds every value on x and both class means with their names."""
+    values = [value for trace in data for value in trace["x"] if value is not None]
+    low, high = min([-0.35, *values]), max([1.35, *values])
+    edge = 0.04 * (high - low)
+    return [low - edge, high + edge]
 
 
 def _ends(lines: Sequence[Line]) -> str:

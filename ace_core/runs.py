@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,18 +18,23 @@ from ace_core.methods import Method
 from ace_core.sampling import Sampling
 from ace_core.scoring import verdict
 
-__all__ = ["ArmRun", "Run", "RunBuilder", "RunSettings"]
+__all__ = ["ArmRun", "Run", "RunBuilder", "RunSettings", "save_run"]
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a person set for a comparison. Coefficients are in class gaps, layers are 0-based blocks."""
+    """What a person set for a comparison. Layers are 0-based blocks.
+
+    Both coefficients are in class gaps: ``coefficient`` is where ACE puts every token, ``addition`` how far activation
+    addition moves it.
+    """
 
     layer: int
     last: int | None = None
     scope: Scope = "one"
     token_scope: TokenScope = "all"
     coefficient: float = 0.0
+    addition: float = -1.0
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -106,6 +113,18 @@ class Run:
             return cls(**{**fields, "settings": RunSettings(**data["settings"])})
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError("This is not a recorded run of this project: record it again.") from error
+
+
+def save_run(run: Run, path: Path) -> None:
+    """Write a run as JSON.
+
+    Raises:
+        EngineError: if the file can't be written.
+    """
+    try:
+        path.write_text(json.dumps(run.to_json(decimals=3), ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")
+    except OSError as error:
+        raise EngineError(f"{path} could not be written ({error.strerror or error}): choose another file.") from None
 
 
 class RunBuilder:

@@ -76,7 +76,7 @@ def test_compare_streams_steps_then_one_object_an_arm(tiny: dict[str, str]) -> N
             "float32",
             "--json",
             *options,
-        )  # fmt: skip
+        )
     )
     steps = [e for e in events if e["event"] == "step"]
     finals = [e for e in events if e["event"] == "arm"]
@@ -99,9 +99,8 @@ def test_plain_output_is_for_reading(tiny: dict[str, str]) -> None:
 
 
 def test_check_reports_every_row(tiny: dict[str, str]) -> None:
-    rows = lines(
-        run("check", "--model", tiny["model"], "--vectors", tiny["vectors"], "--precision", "float32", "--json")
-    )
+    options = ("--model", tiny["model"], "--vectors", tiny["vectors"], "--precision", "float32", "--json")
+    rows = lines(run("check", *options))
     assert len(rows) >= 8 and all(row["passed"] and row["measured"] <= row["bound"] for row in rows)
 
 

@@ -75,10 +75,8 @@ def test_visitors_take_turns(host: ModelHost) -> None:
 def test_cancel_stops_soon_and_the_next_run_works(host: ModelHost) -> None:
     long = RunSettings(layer=1, max_new_tokens=500)
     stream = host.compare("Hello there", long, METHODS)
-    seen = 0
-    for step in stream:
-        seen += 1
-        if seen == 3:
+    for seen, step in enumerate(stream):
+        if seen == 2:
             stream.cancel()
             cancelled_at = step.index
     assert stream.builder is not None

@@ -46,7 +46,7 @@ def test_blocks_out_of_order_are_refused() -> None:
     with pytest.raises(ace.EngineError, match="one residual stream"):
         verify_blocks(network, blocks[::-1], torch.device("cpu"))
     with pytest.raises(ace.EngineError, match="one residual stream"):
-        verify_blocks(network, blocks[:-1] + (nn.Identity(),), torch.device("cpu"))
+        verify_blocks(network, (*blocks[:-1], nn.Identity()), torch.device("cpu"))
 
 
 def test_no_blocks() -> None:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ace_core.ui.theme import script
 
-__all__ = ["Answers", "AnswersValue", "Column"]
+__all__ = ["AnswersValue", "Column", "answers_view"]
 
 
 class Column(TypedDict):
@@ -32,22 +32,15 @@ class AnswersValue(TypedDict):
     columns: list[Column]
 
 
-class Answers(gr.HTML):
-    """Columns of tokens shaded by coordinate.
+def answers_view(value: str | None = None, **arguments: Any) -> gr.HTML:
+    """Columns of tokens shaded by coordinate, from a packed :class:`AnswersValue`.
 
     The script writes through ``textContent`` only, so nothing a model or a visitor writes can become markup.
     """
-
-    def __init__(self, value: AnswersValue | None = None, **arguments: Any) -> None:
-        super().__init__(
-            value,
-            html_template='<div class="ace-answers"></div>',
-            js_on_load=script("answers.js"),
-            apply_default_css=False,
-            container=False,
-            padding=False,
-            **arguments,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+    return gr.HTML(
+        value,
+        html_template='<div class="ace-answers"></div>',
+        js_on_load=script("answers.js"),
+        apply_default_css=False,
+        **arguments,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +52,7 @@ FIELDS = (
     "scope",
     "token_scope",
     "coefficient",
+    "addition",
     "arms",
     "max_new_tokens",
     "temperature",
@@ -85,12 +85,12 @@ def problems(values: Mapping[str, Any], blocks: int) -> dict[str, str]:
         found["prompt"] = "Type a prompt, or pick an example below."
     elif len(prompt) > PROMPT_CHARACTERS:
         found["prompt"] = f"The prompt has {len(prompt):,} characters: shorten it to {PROMPT_CHARACTERS:,} or fewer."
-    if values["scope"] not in SCOPE_NAMES:
+    if values["scope"] not in list(SCOPE_NAMES):
         found["scope"] = "Choose which blocks to edit."
-    if values["token_scope"] not in TOKEN_SCOPE_NAMES:
+    if values["token_scope"] not in list(TOKEN_SCOPE_NAMES):
         found["token_scope"] = "Choose which tokens to edit."
     arms = values["arms"]
-    if not isinstance(arms, list) or not arms or not all(name in METHODS for name in arms):
+    if not isinstance(arms, list) or not arms or not all(name in list(METHODS) for name in arms):
         found["arms"] = "Choose at least one arm to show."
     _check_whole(found, values, "layer", 0, blocks - 1)
     if values["scope"] == "window":
@@ -98,6 +98,7 @@ def problems(values: Mapping[str, Any], blocks: int) -> dict[str, str]:
         if "layer" not in found and "last" not in found and values["last"] < values["layer"]:
             found["last"] = "The window must end at or after the layer where it starts."
     _check_number(found, values, "coefficient", *COEFFICIENT_RANGE)
+    _check_number(found, values, "addition", *COEFFICIENT_RANGE)
     _check_whole(found, values, "max_new_tokens", *NEW_TOKENS_RANGE)
     _check_number(found, values, "temperature", 0, TEMPERATURE_LIMIT)
     _check_number(found, values, "top_p", 0.05, 1)
@@ -108,21 +109,22 @@ def problems(values: Mapping[str, Any], blocks: int) -> dict[str, str]:
 
 def ask(values: Mapping[str, Any]) -> Asked:
     """The request behind values in which :func:`problems` found nothing."""
-    coefficient = float(values["coefficient"])
+    coefficients = {"addition": float(values["addition"]), "ace": float(values["coefficient"])}
     wanted = [name for name in METHODS if name in values["arms"]]
     settings = RunSettings(
         layer=int(values["layer"]),
         last=int(values["last"]) if values["scope"] == "window" else None,
         scope=values["scope"],
         token_scope=values["token_scope"],
-        coefficient=coefficient,
+        coefficient=coefficients["ace"],
+        addition=coefficients["addition"],
         temperature=float(values["temperature"]),
         top_p=float(values["top_p"]),
         top_k=int(values["top_k"]),
         seed=int(values["seed"]),
         max_new_tokens=int(values["max_new_tokens"]),
     )
-    methods = tuple(_method(name, coefficient) for name in wanted)
+    methods = tuple(parse_method(name, coefficients.get(name)) for name in wanted)
     return Asked(values["prompt"], settings, methods)
 
 
@@ -134,13 +136,19 @@ def changes(run: Run, values: Mapping[str, Any], blocks: int) -> list[str]:
     asked = ask(usable)
     if asked.prompt != run.prompt:
         changed.append(_TITLES["prompt"])
+    shown = {method.name for method in asked.methods}
     for name in FIELDS:
-        if hasattr(run.settings, name) and getattr(asked.settings, name) != getattr(run.settings, name):
+        idle = name in _COEFFICIENTS and _COEFFICIENTS[name] not in shown
+        known = hasattr(run.settings, name) and not idle
+        if known and getattr(asked.settings, name) != getattr(run.settings, name):
             changed.append(_TITLES[name])
-    if {method.name for method in asked.methods} != {arm.method for arm in run.arms}:
+    if shown != {arm.method for arm in run.arms}:
         changed.append(_TITLES["arms"])
     return list(dict.fromkeys(changed))
 
+
+_COEFFICIENTS = {"coefficient": "ace", "addition": "addition"}
+"""The method that uses each coefficient."""
 
 _TITLES = {
     "prompt": "prompt",
@@ -148,7 +156,8 @@ _TITLES = {
     "last": "window end",
     "scope": "edited blocks",
     "token_scope": "edited tokens",
-    "coefficient": "coefficient",
+    "coefficient": "ACE coefficient",
+    "addition": "addition coefficient",
     "arms": "arms",
     "max_new_tokens": "answer length",
     "temperature": "temperature",
@@ -164,16 +173,10 @@ def _fallback(run: Run) -> dict[str, Any]:
     return {**own, "last": last, "prompt": run.prompt, "arms": [arm.method for arm in run.arms]}
 
 
-def _method(name: str, coefficient: float) -> Method:
-    # A coefficient is refused by methods that take none.
-    takes_one = "alpha" in getattr(METHODS[name], "__dataclass_fields__", {})
-    return parse_method(f"{name}:{coefficient}" if takes_one else name)
-
-
 def _check_number(found: dict[str, str], values: Mapping[str, Any], name: str, low: float, high: float) -> None:
     value = values[name]
-    bad = isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
-    if bad or not low <= value <= high:
+    # NaN is in no range, so that one comparison refuses it too.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         found[name] = f"Choose a number from {low:g} to {high:g}."
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import gradio as gr
 
 from ace_core.host import HostState
+from ace_core.ui.packing import pack
 from ace_core.ui.theme import script
 
-__all__ = ["ModelCard", "card"]
+__all__ = ["card", "model_card"]
 
 
-def card(state: HostState) -> dict[str, Any]:
-    """Value of a :class:`ModelCard`."""
+def card(state: HostState) -> str:
+    """Value of a :func:`model_card`."""
     info = state.info
     facts: list[tuple[str, str]] = []
     if info is not None:
@@ -25,28 +26,25 @@ def card(state: HostState) -> dict[str, Any]:
             ("Numbers", info.precision),
             ("Chat", "yes" if info.chat else "no, a base model"),
         ]
-    return {
-        "status": state.status,
-        "name": info.model_id if info else {"loading": "Loading", "failed": "No model"}.get(state.status, "No model"),
-        "message": "" if state.status == "ready" else state.message,
-        "progress": state.progress,
-        "facts": facts,
-    }
+    return pack(
+        {
+            "status": state.status,
+            "name": info.model_id
+            if info
+            else {"loading": "Loading", "failed": "No model"}.get(state.status, "No model"),
+            "message": "" if state.status == "ready" else state.message,
+            "progress": state.progress,
+            "facts": facts,
+        }
+    )
 
 
-class ModelCard(gr.HTML):
-    """Written through ``textContent`` only."""
-
-    def __init__(self, value: dict[str, Any] | None = None, **arguments: Any) -> None:
-        super().__init__(
-            value,
-            html_template='<div class="ace-card"></div>',
-            js_on_load=script("model_card.js"),
-            apply_default_css=False,
-            container=False,
-            padding=False,
-            **arguments,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+def model_card(value: str, **arguments: Any) -> gr.HTML:
+    """A card with what :func:`card` returns."""
+    return gr.HTML(
+        value,
+        html_template='<div class="ace-card"></div>',
+        js_on_load=script("model_card.js"),
+        apply_default_css=False,
+        **arguments,
+    )

@@ -14,19 +14,53 @@ __all__ = ["Session", "Sessions"]
 
 @dataclass
 class Session:
-    """One visitor's page. ``run`` is the newest snapshot, ``block`` the one shown."""
+    """One visitor's page.
+
+    ``run`` is the newest snapshot of the run called ``key``, ``coming`` the name of the run asked for last, which is
+    ``running`` until it ends and may have ``failed``; ``block`` and ``method`` are what the visitor looks at.
+    """
 
     run: Run | None = None
-    block: int | None = None
-    number: int = 0
+    key: str = ""
+    coming: str = ""
     running: bool = False
-    stream: RunStream | None = None
+    failed: bool = False
+    block: int | None = None
+    method: str | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
+    _stream: RunStream | None = None
+
+    def announce(self, key: str) -> None:
+        """A run was asked for and will start as soon as it can."""
+        self.coming, self.running, self.failed = key, True, False
+        self.stopped.clear()
+
+    def adopt(self, run: Run) -> None:
+        """Newest snapshot of the announced run."""
+        self.run, self.key = run, self.coming
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a run was announced that has not produced anything yet."""
+        return self.running and self.key != self.coming
+
+    def hold(self, stream: RunStream) -> None:
+        """Make a stream reachable for :meth:`stop`."""
+        self._stream = stream
+        if self.stopped.is_set():
+            stream.cancel()
+
+    def release(self) -> None:
+        """The run is over; a stream that is still going is cancelled. Returns at once."""
+        self.running = False
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel()
 
     def stop(self) -> None:
         """Ask a run to end; it is over within a token."""
         self.stopped.set()
-        stream = self.stream
+        stream = self._stream
         if stream is not None:
             stream.cancel()
 
@@ -43,6 +77,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     def get(self, key: str | None) -> Session:
+        """The session of a page, made at first sight."""
         with self._lock:
             session = self._sessions.setdefault(key or "", Session())
             self._sessions.move_to_end(key or "")

@@ -10,8 +10,8 @@ from ace_core.host import HostState
 from ace_core.methods import METHODS
 from ace_core.runs import RunSettings
 from ace_core.ui import controls, views
-from ace_core.ui.model_card import ModelCard, card
-from ace_core.ui.plotly_component import PlotlyPlot
+from ace_core.ui.model_card import card, model_card
+from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.theme import GLYPHS
 
 __all__ = ["DEFAULT_ARMS", "Sidebar", "build"]
@@ -23,11 +23,12 @@ DEFAULT_ARMS = ["baseline", "addition", "ablation", "ace"]
 class Sidebar:
     """Components of the sidebar."""
 
-    card: ModelCard
+    card: gr.HTML
     timer: gr.Timer
     layer: gr.Slider
-    spark: PlotlyPlot
+    spark: gr.HTML
     coefficient: gr.Slider
+    addition: gr.Slider
     scope: gr.Dropdown
     last: gr.Slider
     token_scope: gr.Dropdown
@@ -49,7 +50,7 @@ def build(state: HostState, settings: RunSettings, blocks: int) -> Sidebar:
         blocks: how many blocks the layer slider offers until a model is loaded.
     """
     with gr.Sidebar(open=True, width=340, elem_id="sidebar"):
-        model = ModelCard(card(state), elem_id="model-card")
+        model = model_card(card(state), elem_id="model-card")
         timer = gr.Timer(0.5)
         with gr.Group():
             layer = gr.Slider(
@@ -62,23 +63,36 @@ def build(state: HostState, settings: RunSettings, blocks: int) -> Sidebar:
                 elem_id="layer",
                 buttons=[],
             )
-            spark = PlotlyPlot(
-                views.sparkline(state.directions, settings.layer), height=64, compact=True, elem_id="separation"
+            spark = plotly_plot(
+                views.sparkline(views.separation(state.directions), settings.layer),
+                height=views.SPARKLINE_HEIGHT,
+                compact=True,
+                elem_id="separation",
             )
             gr.HTML(
                 '<p class="ace-hint">How well each layer tells held-out harmful from harmless prompts (AUROC): '
                 "1 is perfect, the dashed line is chance.</p>",
                 padding=False,
             )
-        coefficient = gr.Slider(
-            *controls.COEFFICIENT_RANGE,
-            value=settings.coefficient,
-            step=0.05,
-            label="Coefficient α",
-            info="In class gaps: ACE moves every token to α (0 harmless mean, 1 harmful mean), addition adds α.",
-            elem_id="coefficient",
-            buttons=[],
-        )
+        with gr.Group():
+            coefficient = gr.Slider(
+                *controls.COEFFICIENT_RANGE,
+                value=settings.coefficient,
+                step=0.05,
+                label="ACE coefficient α",
+                info="Where ACE puts every token: 0 is the harmless mean, 1 the harmful mean.",
+                elem_id="coefficient",
+                buttons=[],
+            )
+            addition = gr.Slider(
+                *controls.COEFFICIENT_RANGE,
+                value=settings.addition,
+                step=0.05,
+                label="Addition coefficient α",
+                info="How far activation addition moves every token, in class gaps.",
+                elem_id="addition",
+                buttons=[],
+            )
         with gr.Group():
             scope = gr.Dropdown(
                 [(name.capitalize(), key) for key, name in controls.SCOPE_NAMES.items()],
@@ -95,7 +109,7 @@ def build(state: HostState, settings: RunSettings, blocks: int) -> Sidebar:
                 label="Window end",
                 info="The last edited block; the layer above is the first.",
                 visible=settings.scope == "window",
-                elem_id="window-end",
+                elem_id="last",
                 buttons=[],
             )
             token_scope = gr.Dropdown(
@@ -166,6 +180,7 @@ def build(state: HostState, settings: RunSettings, blocks: int) -> Sidebar:
         layer=layer,
         spark=spark,
         coefficient=coefficient,
+        addition=addition,
         scope=scope,
         last=last,
         token_scope=token_scope,

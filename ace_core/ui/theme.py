@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
+from gradio.themes import Base
+from gradio.themes.utils import colors, sizes
+from gradio.themes.utils.fonts import LocalFont
 
 from ace_core.plots import CLASS_SCALE, METHOD_COLOURS
 
@@ -29,17 +31,17 @@ def css() -> str:
     return f":root {{ {' '.join(shared)} }}\n" + script("page.css")
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Neutral greys, so that colour always means a method or a coordinate; fonts that Gradio brings along."""
-    sans = [gr.themes.LocalFont("IBM Plex Sans"), "system-ui", "sans-serif"]
-    mono = [gr.themes.LocalFont("IBM Plex Mono"), "ui-monospace", "monospace"]
-    return gr.themes.Base(
-        primary_hue=gr.themes.colors.slate,
-        secondary_hue=gr.themes.colors.slate,
-        neutral_hue=gr.themes.colors.gray,
-        radius_size=gr.themes.sizes.radius_sm,
-        spacing_size=gr.themes.sizes.spacing_sm,
-        text_size=gr.themes.sizes.text_sm,
+    sans = [LocalFont("IBM Plex Sans", (400, 700)), "system-ui", "sans-serif"]
+    mono = [LocalFont("IBM Plex Mono", (400, 700)), "ui-monospace", "monospace"]
+    return Base(
+        primary_hue=colors.slate,
+        secondary_hue=colors.slate,
+        neutral_hue=colors.gray,
+        radius_size=sizes.radius_sm,
+        spacing_size=sizes.spacing_sm,
+        text_size=sizes.text_sm,
         font=sans,
         font_mono=mono,
     ).set(
@@ -55,5 +57,11 @@ def theme() -> gr.themes.Base:
         checkbox_background_color_selected_dark="#6b7280",
         checkbox_border_color_selected="#1f2937",
         checkbox_border_color_selected_dark="#9ca3af",
-        block_info_text_size="*text_xs",
+        block_info_text_color="#4b5563",
+        block_info_text_color_dark="#b6bcc6",
+        block_info_text_size="0.75rem",
+        block_label_text_color="#111827",
+        block_title_text_color="#111827",
+        block_title_text_color_dark="#f3f4f6",
+        block_title_text_weight="600",
     )

@@ -9,8 +9,8 @@ function make(tag, className, text, parent) {
 }
 
 function draw() {
-    const value = props.value;
-    if (!value) return;
+    if (!props.value) return;
+    const value = JSON.parse(props.value);
     root.replaceChildren();
     root.dataset.status = value.status;
     const head = make('div', 'ace-card-head', '', root);

@@ -3,7 +3,7 @@ const compact = plot.dataset.compact === 'true';
 const coarse = window.matchMedia('(pointer: coarse)').matches;
 const config = {
     displaylogo: false,
-    displayModeBar: compact ? false : 'hover',
+    displayModeBar: compact || coarse ? false : 'hover',
     modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'],
     scrollZoom: false,
     responsive: false,
@@ -17,7 +17,7 @@ function resolve(node, style) {
         return match ? style.getPropertyValue(match[1]).trim() || match[2] : node;
     }
     if (Array.isArray(node)) {
-        return typeof node[0] === 'number' ? node.slice() : node.map((item) => resolve(item, style));
+        return node.map((item) => (typeof item === 'number' ? item : resolve(item, style)));
     }
     if (node && typeof node === 'object') {
         return Object.fromEntries(Object.entries(node).map(([key, item]) => [key, resolve(item, style)]));
@@ -26,8 +26,8 @@ function resolve(node, style) {
 }
 
 function draw() {
-    const figure = props.value;
-    if (!figure || !figure.layout || !plot.isConnected || !plot.clientWidth) return;
+    if (!props.value || !plot.isConnected || !plot.clientWidth) return;
+    const figure = JSON.parse(props.value);
     const style = getComputedStyle(plot);
     const layout = resolve(figure.layout, style);
     layout.font = { ...layout.font, family: style.fontFamily };
@@ -37,23 +37,45 @@ function draw() {
         bgcolor: style.getPropertyValue('--ace-surface').trim(),
         font: { ...layout.font },
     };
+    layout.modebar = { bgcolor: 'rgba(0,0,0,0)', color: layout.font.color, activecolor: layout.font.color };
     // A finger that scrolls the page must not draw a zoom box.
     if (coarse || compact) layout.dragmode = false;
-    plot.setAttribute('aria-label', (figure.layout.meta && figure.layout.meta.summary) || '');
-    Plotly.react(plot, resolve(figure.data, style), layout, config);
+    const data = resolve(figure.data, style);
+    if (plot.clientWidth < 520) {
+        // No room for coefficients in the legend, nor for many slanted names.
+        data.forEach((trace) => { if (trace.name) trace.name = trace.name.split(',')[0]; });
+        if (layout.xaxis.nticks) layout.xaxis.nticks = 10;
+    }
+    plot.setAttribute('aria-label', figure.layout.meta.summary);
+    Plotly.react(plot, data, layout, config);
     plot.dataset.drawn = String(Number(plot.dataset.drawn || 0) + 1);
 }
 
-let waiting = false;
+// Draws at most half of the time, so that a slow machine stays responsive; a plot out of sight waits until things
+// have calmed down.
+let near = false;
+let timer = 0;
+let free = 0;
+
 function schedule() {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => {
-        waiting = false;
+    if (timer && near) return;
+    clearTimeout(timer);
+    const wait = near ? Math.max(0, free - performance.now()) : 700;
+    timer = setTimeout(() => requestAnimationFrame(() => {
+        timer = 0;
+        const start = performance.now();
         draw();
-    });
+        free = performance.now() + (performance.now() - start);
+    }), wait);
 }
 
+new IntersectionObserver((entries) => {
+    near = entries[entries.length - 1].isIntersecting;
+    if (!near || !timer) return;
+    clearTimeout(timer);
+    timer = 0;
+    schedule();
+}, { rootMargin: '200px' }).observe(plot);
 watch('value', schedule);
 new ResizeObserver(schedule).observe(plot);
 const themed = new MutationObserver(schedule);

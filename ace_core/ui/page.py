@@ -1,0 +1,90 @@
+"""The whole page, and how it is served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ace_core.errors import EngineError
+from ace_core.host import ModelHost
+from ace_core.runs import Run, RunSettings
+from ace_core.ui import compare, sidebar
+from ace_core.ui.handlers import Handlers
+from ace_core.ui.theme import css, script, theme
+
+__all__ = ["build_page", "launch", "load_recorded"]
+
+TITLE = "Refusal, steered"
+_RECORDED = Path(__file__).resolve().parents[2] / "assets" / "recorded_run.json"
+_DEFAULT_BLOCKS = 30
+_INTRODUCTION = """
+<header class="ace-intro">
+  <h1>Refusal, steered</h1>
+  <p>One prompt, one language model, several ways to move its refusal direction, side by side:
+  no edit, activation addition, directional ablation and affine concept editing (ACE).</p>
+  <p class="ace-safety" id="safety">For research and teaching: answers are capped in length, and steered answers may be
+  wrong or unpleasant. The default model's refusals were trained by this project on a 135M model for demonstration;
+  bigger models from the hub bring their own.</p>
+</header>
+"""
+
+
+def load_recorded(path: Path = _RECORDED) -> Run | None:
+    """The run that a fresh page shows; None if there is none or it can't be read."""
+    try:
+        return Run.from_json({**json.loads(path.read_text(encoding="utf-8")), "recorded": True})
+    except (OSError, ValueError, EngineError):
+        return None
+
+
+def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
+    """Build the page.
+
+    Args:
+        host: loading or holding a model.
+        recorded: shown, labelled, until the visitor runs something.
+    """
+    blocks = max((arm.after.shape[0] for arm in recorded.arms), default=0) if recorded else 0
+    handlers = Handlers(host, recorded, blocks or _DEFAULT_BLOCKS)
+    _, layer, *_ = handlers.first_values()
+    settings = recorded.settings if recorded else RunSettings(layer)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        side = sidebar.build(host.state, settings, handlers.blocks)
+        gr.HTML(_INTRODUCTION, apply_default_css=False)
+        main = compare.build(handlers)
+        compare.wire(main, side, handlers)
+        page.load(
+            handlers.poll,
+            side.layer,
+            [side.card, side.timer, side.layer, side.last, side.spark, main.distribution],
+            queue=False,
+            preprocess=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        page.unload(handlers.leave)
+    return page
+
+
+def launch(page: gr.Blocks, **arguments: Any) -> Any:
+    """Serve a page built by :func:`build_page`, without telemetry, sharing or run history.
+
+    Args:
+        arguments: more for ``gr.Blocks.launch``, such as ``server_name`` and ``server_port``.
+    """
+    page.queue(default_concurrency_limit=8, max_size=64)
+    return page.launch(
+        theme=theme(),
+        css=css(),
+        head=f"<script>{script('page.js')}</script>",
+        footer_links=["api", "gradio", "settings"],
+        run_history=False,
+        enable_monitoring=False,
+        share=False,
+        ssr_mode=False,
+        pwa=False,
+        **arguments,
+    )
