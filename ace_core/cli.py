@@ -36,7 +36,10 @@ DeviceMapOption = Annotated[
     str | None,
     typer.Option(help="accelerate's placement (auto, balanced, sequential) for models larger than a device."),
 ]
-VectorsOption = Annotated[Path | None, typer.Option(help="Vectors file; default: the one that ships for the model.")]
+VectorsOption = Annotated[
+    Path | None,
+    typer.Option(help="Vectors file; default: the one that ships for the model, or a new fit on the built-in prompts."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
 
@@ -75,6 +78,7 @@ def compare(
     """Answer PROMPT under several methods at once."""
     from ace_core.chat import check_prompt, token_texts
     from ace_core.comparison import load_directions, stream
+    from ace_core.extraction import directions_for
     from ace_core.methods import parse_method
     from ace_core.runs import RunBuilder, RunSettings, save_run
 
@@ -82,7 +86,7 @@ def compare(
     names = arm or ["baseline", "addition:1.0", "ablation", "ace:0.0"]
     methods = [parse_method(name) for name in names]
     loaded = _load(model, precision, device, device_map)
-    directions = load_directions(loaded, vectors)
+    directions = directions_for(loaded, _say) if vectors is None else load_directions(loaded, vectors)
     chosen = directions.recommended_layer if layer is None else layer
     coefficients = {method.name: method.coefficient for method in methods if method.coefficient is not None}
     settings = RunSettings(
@@ -201,18 +205,13 @@ def check(
     """Verify on this model that steering is real and exact; exit status 1 if any check fails."""
     from ace_core.checks import run_checks
     from ace_core.comparison import load_directions
-    from ace_core.extraction import fit_directions
+    from ace_core.extraction import directions_for
     from ace_core.fast_mode import fast_mode_rows
     from ace_core.prompts import load_builtin
-    from ace_core.store import vectors_path
 
     loaded = _load(model, precision, device, device_map)
     texts = [[p.text for p in load_builtin(name, "fit")][:16] for name in ("harmful", "harmless")]
-    if vectors is None and not vectors_path(loaded.model_id).is_file():
-        typer.echo("No vectors ship for this model: fitting some on 32 built-in prompts", err=True)
-        directions = fit_directions(loaded, *texts)
-    else:
-        directions = load_directions(loaded, vectors)
+    directions = directions_for(loaded, _say) if vectors is None else load_directions(loaded, vectors)
     rows = list(run_checks(loaded, directions))
     if loaded.precision == "int8":
         typer.echo("Comparing the fast mode with float32", err=True)

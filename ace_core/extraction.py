@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -12,10 +13,13 @@ from torch import Tensor
 from ace_core import geometry
 from ace_core.activations import Progress, last_token_activations
 from ace_core.directions import Moments, RefusalDirections, recommend_layer
+from ace_core.embedded import cache_folder
 from ace_core.errors import EngineError
 from ace_core.models import ChatModel
+from ace_core.prompts import load_builtin
+from ace_core.store import load_directions, save_directions, vectors_path
 
-__all__ = ["fit_directions", "texts_digest"]
+__all__ = ["directions_for", "fit_directions", "texts_digest"]
 
 
 def texts_digest(texts: Sequence[str]) -> str:
@@ -106,6 +110,46 @@ def fit_directions(
     draft = RefusalDirections(means[0], means[1], heldout[0], heldout[1], 0, metadata)
     layer = recommend_layer(draft.separation)
     return RefusalDirections(means[0], means[1], heldout[0], heldout[1], layer, metadata)
+
+
+def directions_for(
+    model: ChatModel, progress: Callable[[str, float | None], None] = lambda message, fraction: None
+) -> RefusalDirections:
+    """Directions of any model: the file that ships, else an earlier fit from the cache, else a new fit on the
+    built-in prompts of split ``fit``, held out on ``validation``.
+
+    A new fit is cached only for models of the hub, whose commit says which weights it belongs to.
+    """
+    shipped = vectors_path(model.model_id)
+    if shipped.is_file():
+        directions = load_directions(shipped)
+        model.accepts(directions)
+        return directions
+    cached = vectors_path(f"{model.model_id}@{model.revision}", cache_folder() / "vectors")
+    if model.revision and cached.is_file():
+        # a damaged or outdated cache is no reason to stop
+        with contextlib.suppress(EngineError):
+            directions = load_directions(cached)
+            model.accepts(directions)
+            return directions
+    message = "Fitting refusal directions on the built-in prompts (once)"
+    progress(message, 0.0)
+    directions = fit_directions(
+        model,
+        _builtin("harmful", "fit"),
+        _builtin("harmless", "fit"),
+        heldout_harmful=_builtin("harmful", "validation"),
+        heldout_harmless=_builtin("harmless", "validation"),
+        progress=lambda done, total: progress(message, done / total),
+    )
+    if model.revision:
+        with contextlib.suppress(EngineError):  # a read-only cache only costs time
+            save_directions(directions, cached)
+    return directions
+
+
+def _builtin(kind: str, split: str) -> list[str]:
+    return [prompt.text for prompt in load_builtin(kind, split)]
 
 
 def _hold_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ from ace_core import chat
 from ace_core.comparison import load_directions
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
+from ace_core.extraction import directions_for
 from ace_core.generation import Row, Step, stream_rows
 from ace_core.methods import Method
 from ace_core.models import ChatModel, Precision, load_model
@@ -161,7 +162,8 @@ class ModelHost:
             try:
                 model = load_model(name, precision=precision, device=device, progress=progress)
                 progress("Reading the model's vectors", None)
-                self._adopt(model, load_directions(model, vectors))
+                fitted = directions_for(model, progress) if vectors is None else load_directions(model, vectors)
+                self._adopt(model, fitted)
             except EngineError as error:
                 self._set(HostState("failed", str(error)))
             except Exception as error:

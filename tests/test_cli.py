@@ -110,7 +110,7 @@ def test_check_reports_every_row(tiny: dict[str, str]) -> None:
         (["compare", "", "--model", "{model}"], "prompt is empty"),
         (["compare", "x" * 5000, "--model", "{model}"], "shorten it"),
         (["compare", "hi", "--model", "/nowhere/x"], "no model folder"),
-        (["compare", "hi", "--model", "{model}"], "no vectors file"),
+        (["compare", "hi", "--model", "{model}", "--vectors", "none.safetensors"], "no vectors file"),
         (["compare", "hi", "--model", "{model}", "--vectors", "{bad}"], "not a vectors file"),
         (["compare", "hi", "--model", "{model}", "--vectors", "{vectors}", "--layer", "99"], "out of range"),
         (["compare", "hi", "--model", "{model}", "--vectors", "{vectors}", "--scope", "some"], "Unknown layer scope"),

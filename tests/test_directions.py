@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ace_core as ace
+from ace_core import extraction
 from ace_core.activations import Stopped, batches, recording
 from ace_core.directions import Separation, auroc, recommend_layer, separation
+from ace_core.prompts import Prompt
 
 FEW = ["llama", "gemma2", "bloom", "gpt2", "mamba", "rwkv"]
 
@@ -91,3 +96,19 @@ def test_batches_hold_every_row_once(lengths: list[int], size: int, recurrent: b
     assert all(len(group) <= size for group in groups)
     if recurrent:
         assert all(len({lengths[i] for i in group}) == 1 for group in groups)
+
+
+def test_any_model_gets_directions_and_hub_models_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACE_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        extraction, "load_builtin", lambda kind, split: tuple(Prompt(f"{kind} {split} {i}") for i in "abc")
+    )
+    model = tiny_model("llama")
+    extraction.directions_for(model)
+    assert not (tmp_path / "vectors").exists()
+    hub = replace(model, model_id="owner/name", revision="abc")
+    first = extraction.directions_for(hub)
+    (file,) = (tmp_path / "vectors").iterdir()
+    assert file.name == "owner--name_abc.safetensors"
+    monkeypatch.setattr(extraction, "fit_directions", None)
+    assert torch.equal(extraction.directions_for(hub).mean_harmful, first.mean_harmful)

@@ -258,8 +258,10 @@ class Handlers:
         """Status of a fresh page."""
         run = self.recorded
         if run is None:
-            return status("idle", "Type a prompt or pick an example, then press Run.")
-        return status("recorded", f"Recorded example, not a live run ({run.model}). Press Run for your own.")
+            return status("idle", "Type a prompt or pick an example, then press Run (Ctrl+Enter).")
+        return status(
+            "recorded", f"Recorded example, not a live run (model: {run.model}). Press Run (Ctrl+Enter) for your own."
+        )
 
 
 def summary(run: Run) -> str:

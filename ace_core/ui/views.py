@@ -175,10 +175,10 @@ def _stamp(settings: RunSettings, method: str) -> str:
 def _note(run: Run, arm: ArmRun) -> str:
     count = len(arm.token_ids)
     parts = [f"{count} token{'' if count == 1 else 's'}"]
-    if count > 1 and run.tokens_per_second:
-        # Arms advance together, so an arm's share of the total rate is its share of the tokens.
-        share = (count - 1) / sum(max(0, len(other.token_ids) - 1) for other in run.arms)
-        parts.append(f"{run.tokens_per_second * share:.1f} tokens/s")
+    if count > 1 and run.tokens_per_second and not run.recorded:
+        # Arms advance together, so all are as fast as the longest.
+        made = [max(0, len(other.token_ids) - 1) for other in run.arms]
+        parts.append(f"{run.tokens_per_second * max(made) / sum(made):.1f} tokens/s")
     if arm.stop is not None:
         parts.append(_STOPS.get(arm.stop, arm.stop))
     return " · ".join(parts)
