@@ -141,12 +141,28 @@ def layer(page: Page) -> int:
     return int(page.locator("#layer input[type=number]").input_value())
 
 
-def shorten(page: Page, tokens: int = 8) -> None:
-    """Ask for answers of few tokens."""
+WATCH_TEXTS = """() => {
+    window.seen = [];
+    const root = document.querySelector('#answers .ace-answers');
+    new MutationObserver(() => {
+        if (root.dataset.live !== 'true' && !window.seen.length) return;
+        window.seen.push([...root.querySelectorAll('.ace-text')].map((column) => column.textContent));
+    }).observe(root, { subtree: true, childList: true });
+}"""
+"""Keep every state of the answers from the next run on."""
+
+
+def answer_length(page: Page, tokens: int) -> None:
+    """Ask for answers of at most so many tokens."""
     page.get_by_role("button", name="Sampling").click()
     field = page.locator("#max-new-tokens input[type=number]")
     field.fill(str(tokens))
     field.press("Tab")
+
+
+def shorten(page: Page) -> None:
+    """Ask for answers of few tokens."""
+    answer_length(page, 8)
 
 
 def heights(page: Page, plot: str) -> list[list[float]]:
@@ -174,7 +190,9 @@ def zoom(page: Page, plot: str) -> None:
 
 @in_browser
 def test_a_run_streams_into_every_column_and_draws(page: Page) -> None:
-    page.locator("#prompt textarea").fill("Why do onions make us cry?")
+    answer_length(page, 160)
+    page.locator("#prompt textarea").fill("Write a long story about a paper boat.")
+    page.evaluate(WATCH_TEXTS)
     page.locator("#run").click()
     status(page, "running")
     expect(page.locator("#run")).to_be_disabled()
@@ -182,27 +200,27 @@ def test_a_run_streams_into_every_column_and_draws(page: Page) -> None:
     expect(page.locator("#answers .ace-column")).to_have_count(4)
     # the very element that is there now must still be there at the end, with the zoom set on it now
     plot = page.locator("#projection .ace-plot")
-    page.wait_for_function("document.querySelector('#projection .ace-plot').data?.length > 8")
+    page.locator("#projection").scroll_into_view_if_needed()
+    page.wait_for_function(
+        "document.querySelector('#projection .ace-plot').layout?.uirevision.length === 32", timeout=RUNNING
+    )
     plot.evaluate("plot => { plot.querySelector('.main-svg').dataset.mine = 'yes'; }")
+    height = page.locator("#answers").evaluate("answers => answers.offsetHeight")
     zoom(page, "projection")
-    zoomed = plot.evaluate("plot => Array.from(plot.layout.xaxis.range)")
-    box = page.locator("#answers").bounding_box()
-    seen: list[list[str]] = []
-    before = drawn(page, "projection")
-    while page.locator("#status .ace-status").get_attribute("data-kind") == "running":
-        seen.append(texts(page))
-        time.sleep(0.1)
+    zoomed, before = plot.evaluate("plot => Array.from(plot.layout.xaxis.range)"), drawn(page, "projection")
+    assert page.locator("#status .ace-status").get_attribute("data-kind") == "running", "zoomed while it runs"
     status(page, "done")
-    seen.append(texts(page))
-    for column in zip(*seen, strict=True):
+    seen = page.evaluate("window.seen")
+    for final, *column in zip(texts(page), *seen, strict=True):
+        assert column[-1] == final
         lengths = [len(text) for text in column]
         assert lengths == sorted(lengths) and len(set(lengths)) >= 4, "text grows, and in several steps"
         assert all(late.startswith(early) for early, late in itertools.pairwise(column))
-    assert drawn(page, "projection") - before >= 4
+    assert drawn(page, "projection") > before
     assert plot.evaluate("plot => plot.querySelector('.main-svg').dataset.mine") == "yes", "redrawn, not rebuilt"
     assert plot.evaluate("plot => Array.from(plot.layout.xaxis.range)") == zoomed, "zoom is kept"
     assert zoomed[0] > 5
-    assert page.locator("#answers").bounding_box() == box, "nothing moves while text streams in"
+    assert page.locator("#answers").evaluate("answers => answers.offsetHeight") == height, "columns keep their height"
     assert all(page.locator("#answers .ace-badge").all_text_contents())
     assert page.locator("#answers .ace-token[data-side]").count() > 100
     expect(page.locator("#run")).to_be_enabled()
@@ -213,15 +231,30 @@ def test_a_run_streams_into_every_column_and_draws(page: Page) -> None:
 
 
 @in_browser
+def test_a_fresh_page_shows_a_recorded_example_and_says_so(page: Page) -> None:
+    status(page, "recorded")
+    assert "not a live run" in page.locator("#status").inner_text()
+    assert page.locator("#answers .ace-column").count() >= 2 and all(texts(page))
+    page.locator("#projection").scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#projection .ace-plot').data?.length > 4")
+    page.locator("#coefficient input[type=range]").press("ArrowRight")
+    status(page, "stale")
+    page.locator("#reset").click()
+    status(page, "recorded")
+
+
+@in_browser
 def test_stop_ends_a_run_midway(page: Page) -> None:
-    page.locator("#prompt textarea").fill("Tell me a long story about a paper boat.")
+    answer_length(page, 256)
+    page.locator("#prompt textarea").fill("Write a long story about a paper boat.")
     page.locator("#run").click()
+    status(page, "running")
     page.wait_for_function("document.querySelectorAll('#answers .ace-text')[0]?.children.length >= 3", timeout=RUNNING)
     page.locator("#stop").click()
     status(page, "stopped", timeout=20_000)
     expect(page.locator("#run")).to_be_enabled()
     final = texts(page)
-    assert page.locator("#answers .ace-text").first.locator(".ace-token").count() < 64
+    assert 0 < max(len(text.split()) for text in final) < 150
     time.sleep(1)
     assert texts(page) == final
     page.locator("#run").click()

@@ -96,6 +96,7 @@ def empty(message: str, height: int) -> Figure:
 
 
 def layout(height: int, key: str, summary: str) -> dict[str, Any]:
+    """What every layout has; the summary is read out in place of the picture."""
     return {
         "height": height,
         "uirevision": key,
@@ -108,21 +109,25 @@ def layout(height: int, key: str, summary: str) -> dict[str, Any]:
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis with its title."""
     base = {"title": {"text": title, "standoff": 6}, "gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID}
     return {**base, **more}
 
 
 def horizontal(y: float) -> dict[str, Any]:
+    """A reference line over the whole width."""
     line = {"color": FAINT, "width": 1, "dash": "dash"}
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
 
 
 def vertical(x: float, dash: str = "solid") -> dict[str, Any]:
+    """A reference line over the whole height."""
     line = {"color": FAINT, "width": 1, "dash": dash}
     return {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x, "line": line}
 
 
 def note(text: str, **where: Any) -> dict[str, Any]:
+    """A few words without an arrow, readable on top of lines."""
     return {"text": text, "showarrow": False, "font": {"size": 11, "color": INK}, "bgcolor": VEIL, **where}
 
 
@@ -142,4 +147,5 @@ def plain(text: str, limit: int = 200) -> str:
 
 
 def token(text: str, limit: int = _TOKEN_CHARACTERS) -> str:
+    """A token as a short label, white space made visible."""
     return plain(text.replace("\n", "⏎").strip(" ") or ("␣" if text else ""), limit)

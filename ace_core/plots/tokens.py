@@ -91,18 +91,15 @@ def projection(
         )
     # Position 0 often holds an extreme activation that says nothing about the prompt.
     spread = [values[1:] for line in lines for values in (line.before, line.after)]
-    start = style.vertical(prompt_length - 0.5)
+    start = prompt_length - 0.5
+    summary = f"Refusal coordinate of every token at block {block}, one line an arm. {_ends(lines)}"
     layout = {
-        **style.layout(
-            height, key, f"Refusal coordinate of every token at block {block}, one line an arm. {_ends(lines)}"
-        ),
+        **style.layout(height, key, summary),
         "xaxis": style.axis("token position", range=[-0.5, max(positions, 2) - 0.5]),
         "yaxis": style.axis(style.COORDINATE, range=_span(spread), zeroline=False),
-        "shapes": [start, style.horizontal(0.0), style.horizontal(1.0)],
+        "shapes": [style.vertical(start), style.horizontal(0.0), style.horizontal(1.0)],
         "annotations": [
-            style.note(
-                "answer starts", x=prompt_length - 0.5, y=1, yref="paper", xanchor="left", yanchor="top", xshift=3
-            ),
+            style.note("answer starts", x=start, y=1, yref="paper", xanchor="left", yanchor="top", xshift=3),
             style.note("harmful mean", x=1, xref="paper", y=1.0, xanchor="right", yanchor="bottom"),
             style.note("harmless mean", x=1, xref="paper", y=0.0, xanchor="right", yanchor="bottom"),
         ],
