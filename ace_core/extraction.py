@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
@@ -16,18 +15,10 @@ from ace_core.directions import Moments, RefusalDirections, recommend_layer
 from ace_core.embedded import cache_folder
 from ace_core.errors import EngineError
 from ace_core.models import ChatModel
-from ace_core.prompts import load_builtin
+from ace_core.prompts import Prompt, load_builtin, prompts_digest
 from ace_core.store import load_directions, save_directions, vectors_path
 
-__all__ = ["directions_for", "fit_directions", "texts_digest"]
-
-
-def texts_digest(texts: Sequence[str]) -> str:
-    """SHA-256 over the prompts, order included; provenance of a vectors file."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()
+__all__ = ["directions_for", "fit_directions"]
 
 
 def fit_directions(
@@ -100,8 +91,8 @@ def fit_directions(
         "template_sha256": model.template_digest,
         "site": "block output",
         "position": "last prompt token",
-        "harmless_sha256": texts_digest(harmless),
-        "harmful_sha256": texts_digest(harmful),
+        "harmless_sha256": prompts_digest(map(Prompt, harmless)),
+        "harmful_sha256": prompts_digest(map(Prompt, harmful)),
         "harmless_count": str(len(harmless)),
         "harmful_count": str(len(harmful)),
         "torch": torch.__version__,
