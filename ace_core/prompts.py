@@ -9,27 +9,42 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path
 
 from ace_core.errors import EngineError
 
 __all__ = [
     "BUILTIN_NAMES",
+    "TEXT_COLUMNS",
     "Prompt",
     "PromptFileError",
     "display_prompts",
     "duplicates_across",
     "load_builtin",
+    "normalised",
     "prompts_digest",
     "read_prompts",
 ]
 
 BUILTIN_NAMES = ("harmful", "harmless", "lookalike", "multilingual")
-_TEXT_COLUMNS = ("prompt", "text", "goal", "instruction", "question", "behavior", "query")
+TEXT_COLUMNS = ("prompt", "text", "goal", "instruction", "question", "behavior", "query")
+"""Names under which files and data sets hold prompts, the likeliest first."""
 _FOLDER = Path(__file__).resolve().parent.parent / "assets" / "prompts"
 _FIELDS = ("id", "category", "form", "split", "label", "language")
 _MAX_COLUMNS = 1_000
+# More than any file of prompts within the limits holds; counted before anything is built from the text,
+# because lists of tiny or nested values take up to a hundred times the memory of their file.
+_MAX_LINES, _MAX_VALUES, _MAX_NESTED, _MAX_MARKS = 1_000_000, 1_200_000, 400_000, 200_000
+_OTHER_KINDS = (
+    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
+    (b"PK\x03\x04", "a ZIP archive", "unpack it first"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it first"),
+    (b"BZh91AY&SY", "a bzip2 archive", "unpack it first"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document", "export its table as .csv"),
+    (b"%PDF-", "a PDF document", "copy its text into a .txt file"),
+    (b"PAR1", "a Parquet table", "export it as .csv or .jsonl"),
+)
 
 
 class PromptFileError(EngineError):
@@ -84,11 +99,11 @@ def read_prompts(
     """
     try:
         prompts: list[Prompt] = []
-        for where, prompt in _rows(path, column, max_bytes):
+        for where, prompt in _rows(path, column, max_bytes, max_prompts):
             if not prompt.text:
                 continue
             if len(prompts) == max_prompts:
-                raise _BadFileError(f"it has more than {max_prompts} prompts, split it into smaller files")
+                raise _too_many(max_prompts)
             _check_text(where, prompt.text, max_chars)
             prompts.append(prompt)
         if not prompts:
@@ -110,8 +125,8 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
 
 def duplicates_across(a: Iterable[Prompt], b: Iterable[Prompt]) -> tuple[str, ...]:
     """Return the texts of `a`, each once, that `b` holds too when case and white space are ignored."""
-    seen = {_normal(prompt.text) for prompt in b}
-    return tuple({key: prompt.text for prompt in a if (key := _normal(prompt.text)) in seen}.values())
+    seen = {normalised(prompt.text) for prompt in b}
+    return tuple({key: prompt.text for prompt in a if (key := normalised(prompt.text)) in seen}.values())
 
 
 @cache
@@ -120,7 +135,8 @@ def _builtin(name: str) -> tuple[Prompt, ...]:
     return tuple(replace(prompt, label=prompt.label or name) for prompt in prompts)
 
 
-def _normal(text: str) -> str:
+def normalised(text: str) -> str:
+    """`text` with case and white space evened out, by which prompts are called equal."""
     return " ".join(text.casefold().split())
 
 
@@ -128,14 +144,22 @@ class _BadFileError(Exception):
     """What is wrong and what to do, without the file's name and the full stop."""
 
 
-def _rows(path: Path, column: str | None, max_bytes: int) -> Iterator[tuple[str, Prompt]]:
+def _too_many(max_prompts: int) -> _BadFileError:
+    return _BadFileError(f"it has more than {max_prompts} prompts, split it into smaller files")
+
+
+def _rows(path: Path, column: str | None, max_bytes: int, max_prompts: int) -> Iterator[tuple[str, Prompt]]:
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".csv", ".json", ".jsonl"):
         raise _BadFileError("save it as .txt, .csv, .json or .jsonl")
     text = _read_text(path, max_bytes)
+    if suffix != ".json" and text.count("\n") + text.count("\r") - text.count("\r\n") >= _MAX_LINES:
+        raise _BadFileError(f"it has more than {_MAX_LINES} lines, remove empty ones or split it into smaller files")
     if suffix == ".txt":
         return ((f"line {number}", Prompt(text=line.strip())) for number, line in _lines(text))
-    return _csv_rows(text, column) if suffix == ".csv" else _json_rows(text, column, suffix == ".jsonl")
+    if suffix == ".csv":
+        return _csv_rows(text, column)
+    return _json_rows(text, column, suffix == ".jsonl", max_prompts)
 
 
 def _read_text(path: Path, max_bytes: int) -> str:
@@ -147,13 +171,25 @@ def _read_text(path: Path, max_bytes: int) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise _BadFileError(f"it cannot be opened ({error.strerror}), check its permissions") from error
+    for start, kind, advice in _OTHER_KINDS:
+        if data.startswith(start):
+            if b"xl/workbook" in data:  # spreadsheets are ZIP archives inside
+                kind, advice = "an Excel workbook", "export its sheet as .csv"
+            raise _BadFileError(f"it is really {kind} and not text, {advice}")
+    utf_16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = data.decode("utf-16" if utf_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _BadFileError("its characters cannot be decoded, save it with UTF-8 encoding") from error
+        line = f" in line {_line_of(data, error.start)}" * (not utf_16)
+        raise _BadFileError(f"its characters{line} cannot be decoded, save it with UTF-8 encoding") from error
     if "\0" in text:
         raise _BadFileError("it contains NUL bytes, save it as plain UTF-8 text")
     return text
+
+
+def _line_of(data: bytes, position: int) -> int:
+    before = data[:position]
+    return before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n") + 1
 
 
 def _check_text(where: str, text: str, max_chars: int) -> None:
@@ -177,8 +213,9 @@ def _csv_rows(text: str, column: str | None) -> Iterator[tuple[str, Prompt]]:
     head = next(_lines(text), (0, ""))[1]
     # Spreadsheets in many countries export semicolons or tabs under the same suffix.
     delimiter = next((mark for mark in ",;\t" if mark in head), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(_narrow_lines(text, delimiter), delimiter=delimiter, strict=True)
     header: list[str] = []
+    used: dict[str, int] = {}
     chosen = ""
     try:
         for row in reader:
@@ -190,30 +227,47 @@ def _csv_rows(text: str, column: str | None) -> Iterator[tuple[str, Prompt]]:
             if not header:
                 header = [cell.strip() for cell in row]
                 chosen = _pick_column(header, column)
+                used = {name: i for i, name in enumerate(header) if name in (chosen, *_FIELDS)}
                 continue
             if any(cell.strip() for cell in row[len(header) :]):
                 problem = f"{where} has {len(row)} fields but the header has {len(header)}"
                 raise _BadFileError(f"{problem}, put texts that contain {delimiter!r} in double quotes")
-            cells = dict(zip_longest(header, row[: len(header)], fillvalue=""))
-            yield where, _prompt(cells, chosen)
+            yield where, _prompt({name: row[i] if i < len(row) else "" for name, i in used.items()}, chosen)
     except csv.Error as error:
         hint = "shorten that field" if "field larger" in str(error) else "check its quotes"
         raise _BadFileError(f"line {reader.line_num} is not valid CSV ({error}), {hint}") from error
 
 
-def _json_rows(text: str, column: str | None, lines: bool) -> Iterator[tuple[str, Prompt]]:
+def _narrow_lines(text: str, delimiter: str) -> Iterator[str]:
+    for number, line in enumerate(io.StringIO(text, newline=""), 1):
+        if line.count(delimiter) > _MAX_MARKS:
+            raise _BadFileError(f"line {number} has more than {_MAX_COLUMNS} columns, remove some")
+        yield line
+
+
+def _json_rows(text: str, column: str | None, lines: bool, max_prompts: int) -> Iterator[tuple[str, Prompt]]:
+    if text.count(",") > _MAX_VALUES or text.count("[") + text.count("{") > _MAX_NESTED:
+        raise _BadFileError("it holds too many values, keep only the prompts or split it into smaller files")
     if lines:
-        entries = [(f"line {number}", _parse(line, number)) for number, line in _lines(text)]
+        entries: list[tuple[str, object]] = []
+        for number, line in _lines(text):
+            if len(entries) == max_prompts:
+                raise _too_many(max_prompts)
+            entries.append((f"line {number}", _parse(line, number)))
     else:
         data = _parse(text, 1) if text.strip() else []
         if isinstance(data, dict):
             data = data.get("prompts")
         if not isinstance(data, list):
             raise _BadFileError('it must hold a list or {"prompts": [...]}, rewrite it that way')
+        if len(data) > max_prompts:
+            raise _too_many(max_prompts)
         entries = [(f"entry {number}", entry) for number, entry in enumerate(data, 1)]
-    keys = dict.fromkeys(key for _, entry in entries if isinstance(entry, dict) for key in entry)
-    if len(keys) > _MAX_COLUMNS:
-        raise _BadFileError(f"it has more than {_MAX_COLUMNS} columns, remove some")
+    keys: dict[str, None] = {}
+    for _, entry in entries:
+        keys.update(dict.fromkeys(islice(entry, _MAX_COLUMNS + 1)) if isinstance(entry, dict) else {})
+        if len(keys) > _MAX_COLUMNS:
+            raise _BadFileError(f"it has more than {_MAX_COLUMNS} columns, remove some")
     chosen = _pick_column(list(keys), column) if keys else ""
     for where, entry in entries:
         row = entry if isinstance(entry, dict) else {chosen: entry}
@@ -236,7 +290,7 @@ def _parse(text: str, line: int) -> object:
 
 def _pick_column(columns: list[str], column: str | None) -> str:
     by_name = {key.strip().casefold(): key for key in reversed(columns)}
-    for wanted in _TEXT_COLUMNS if column is None else (column.strip().casefold(),):
+    for wanted in TEXT_COLUMNS if column is None else (column.strip().casefold(),):
         if wanted in by_name:
             return by_name[wanted]
     if column is None and len(columns) == 1:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
 import tempfile
+import tracemalloc
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -109,7 +115,10 @@ ERRORS: list[tuple[str, str | bytes, str]] = [
     ("a.docx", "One", "save it as .txt, .csv, .json or .jsonl"),
     ("noext", "One", "save it as .txt, .csv, .json or .jsonl"),
     ("a.txt", "x" * 3_001, "it is larger than 3000 bytes, split it into smaller files"),
-    ("a.txt", b"caf\xe9", "its characters cannot be decoded, save it with UTF-8 encoding"),
+    ("a.txt", b"caf\xe9", "its characters in line 1 cannot be decoded, save it with UTF-8 encoding"),
+    ("a.txt", "Grüße\r\nGrüße\rGrüße\n".encode() + b"caf\xe9\n", "its characters in line 4 cannot be decoded, save"),
+    ("a.csv", "text\nGrüße\n".encode() + b"caf\xe9\n", "its characters in line 3 cannot be decoded, save it with"),
+    ("a.jsonl", '"ü"\n'.encode() + b'"caf\xe9"', "its characters in line 2 cannot be decoded, save it with UTF-8"),
     ("a.txt", b"\xff\xfea", "its characters cannot be decoded, save it with UTF-8 encoding"),
     ("a.txt", "One\0two", "it contains NUL bytes, save it as plain UTF-8 text"),
     ("a.txt", "One".encode("utf-32"), "it contains NUL bytes, save it as plain UTF-8 text"),
@@ -159,13 +168,103 @@ def test_errors(tmp_path: Path, name: str, content: str | bytes, sentence: str) 
         ("a.jsonl", '{"text":' * 200_000, "it is nested too deeply, write a flat list of prompts"),
         ("a.csv", "text\n" + "x" * 131_073, "(field larger than field limit (131072)), shorten that field"),
         ("a.csv", "text" + ",c" * 1_000, "line 1 has more than 1000 columns, remove some"),
+        ("a.csv", ",".join(f"c{i}" for i in range(10_000)), "line 1 has more than 1000 columns, remove some"),
         ("a.json", json.dumps([{str(i): "" for i in range(1_001)}]), "it has more than 1000 columns, remove"),
+        ("a.jsonl", '"a"\n' + json.dumps({str(i): 1 for i in range(1_001)}), "it has more than 1000 columns, remove"),
     ],
 )
 def test_errors_of_large_files(tmp_path: Path, name: str, content: str, sentence: str) -> None:
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     check_sentence(path, sentence)
+
+
+VALUES = "it holds too many values, keep only the prompts or split it into smaller files"
+LINES = "it has more than 1000000 lines, remove empty ones or split it into smaller files"
+PROMPTS = "it has more than 100000 prompts, split it into smaller files"
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "unit", "count", "end", "sentence"),
+    [
+        ("a.csv", "text\n", ",", 19_999_990, "", "line 2 has more than 1000 columns, remove some"),
+        ("a.json", "[", "[],", 6_600_000, "1]", VALUES),
+        ("a.json", "[", "1,", 9_900_000, "1]", VALUES),
+        ("a.json", "[", "[" * 900 + "]" * 900 + ",", 11_000, "1]", VALUES),
+        ("a.json", '[{"text":"a","x":[', "{},", 500_000, "1]}]", VALUES),
+        ("a.json", "[", '"",', 100_000, '""]', PROMPTS),
+        ("a.jsonl", "", "[]\n", 100_001, "", PROMPTS),
+        ("a.jsonl", "", "[]\n", 6_600_000, "", LINES),
+        ("a.csv", "text", "\r\n", 9_900_000, "", LINES),
+        ("a.txt", "", "\n", 19_999_990, "", LINES),
+    ],
+)
+def test_files_that_would_fill_the_memory(
+    tmp_path: Path, name: str, start: str, unit: str, count: int, end: str, sentence: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(start + unit * count + end, encoding="utf-8", newline="")
+    tracemalloc.start()
+    try:
+        check_sentence(path, sentence)
+        assert tracemalloc.get_traced_memory()[1] < 8 * path.stat().st_size + 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_files_within_the_limits_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    rows = [{"text": f"Do, or don't, {i}: [a, b] {{c}}", "id": str(i), "category": "c"} for i in range(100_000)]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    assert len(read_prompts(path)) == 100_000
+    path = tmp_path / "a.csv"
+    path.write_text("text,id\n" + "\n".join(f'"One, two\n{i}",{i}' for i in range(100_000)), encoding="utf-8")
+    assert read_prompts(path)[-1] == Prompt("One, two\n99999", id="99999")
+
+
+def test_a_huge_upload_is_refused_by_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(1_000_000_000)
+    tracemalloc.start()
+    try:
+        check_sentence(path, "it is larger than 20000000 bytes, split it into smaller files")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def zipped(name: str) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(name, "x" * 1_000_000)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.txt", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (gzip.compress(b'["a"]'), "it is really a gzip archive and not text, unpack it first"),
+        (zipped("a.json"), "it is really a ZIP archive and not text, unpack it first"),
+        (zipped("xl/workbook.xml"), "it is really an Excel workbook and not text, export its sheet as .csv"),
+        (bz2.compress(b"a"), "it is really a bzip2 archive and not text, unpack it first"),
+        (lzma.compress(b"a"), "it is really an xz archive and not text, unpack it first"),
+        (b"%PDF-1.7\n%\xe2\xe3", "it is really a PDF document and not text, copy its text into a .txt file"),
+        (b"PAR1\x15\x04PAR1", "it is really a Parquet table and not text, export it as .csv or .jsonl"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "it is really an old Office document and not text, export its table as .csv"),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    check_sentence(path, sentence)
+
+
+def test_short_csv_rows_and_repeated_column_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,text,category,id\n1,One\n2,Two,c,3\n", encoding="utf-8")
+    assert read_prompts(path) == (Prompt("One"), Prompt("Two", id="3", category="c"))
 
 
 def check_sentence(path: Path, part: str, column: str | None = None, **limits: int) -> None:
@@ -324,7 +423,7 @@ def test_counts() -> None:
     assert len({prompt.category for prompt in harmless}) >= 12
     assert all(4 <= len(prompt.text.split()) <= 25 for prompt in harmless)
     sizes = Counter(prompt.split for prompt in harmless)
-    assert (sizes["train"], sizes["fit"], sizes["validation"]) == (560, 100, 60)
+    assert (sizes["train"], sizes["fit"], sizes["validation"]) == (len(harmless) - sizes["test"] - 160, 100, 60)
     assert sizes["test"] >= 100
     assert len(load_builtin("lookalike")) >= 120
 
