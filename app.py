@@ -14,7 +14,7 @@ def main() -> None:
     model = os.environ.get("ACE_MODEL", "embedded")
     parser.add_argument("--model", default=model, help="'embedded', a hub id, a folder or a .gguf file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16, float16 or int8")
+    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16, float16 or fast")
     parser.add_argument("--vectors", help="vectors file; default: the model's own, or a fit on the built-in prompts")
     parser.add_argument("--host", help="address to listen on; 0.0.0.0 for every interface (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")

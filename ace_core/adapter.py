@@ -138,7 +138,7 @@ def merge_adapter(network: nn.Module, folder: Path = ADAPTER) -> None:
         if linear.weight.shape != (up.shape[0], down.shape[1]):
             raise EngineError(_BAD.format(folder, f"tensors of {name[:80]} have the wrong shape"))
         if not linear.weight.is_floating_point():
-            raise EngineError("An adapter is merged before weights are quantised: load the model in float32.")
+            raise EngineError("An adapter is merged into float weights: load the model in float32.")
     for name, (down, up) in adapter.updates.items():
         weight = linears[name].weight
         update = up.to(weight.device).float() @ down.to(weight.device).float()

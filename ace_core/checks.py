@@ -59,11 +59,11 @@ class Checker:
         if model.recurrent:  # padding never enters a recurrent state, so rows of a batch have one length
             shortest = min(map(len, self.prompts))
             self.prompts = [ids[-shortest:] for ids in self.prompts]
-        # Rounding sets the bounds: float32 sums in another order, 8-bit mantissas where weights or activations have
-        # them. Measured differences are a tenth of these or less.
-        exact = model.precision == "float32"
+        # Rounding sets the bounds: float32 sums in another order, or 8-bit mantissas where activations have them.
+        # Measured differences are a tenth of these or less.
+        exact = model.precision in ("float32", "fast")
         self.logit_bound = 2e-3 if exact else 0.25
-        self.float_bound = 2.0**-16 if model.precision in ("float32", "int8") else 2.0**-6
+        self.float_bound = 2.0**-16 if exact else 2.0**-6
 
     def arms(self, methods: Sequence[Method], **changes: Any) -> list[Arm]:
         return [Arm(method, self.layer, **changes) for method in methods]
@@ -128,8 +128,7 @@ def _against_alone(check: Checker, prompts: Sequence[Sequence[int]]) -> tuple[fl
 def arms_equal_alone(check: Checker) -> CheckRow:
     """The arms of a comparison, one prompt under each, against each arm alone."""
     worst, note = _against_alone(check, [check.prompts[0]] * len(METHODS))
-    bound = 1e-6 if check.model.precision == "int8" else check.logit_bound
-    return CheckRow("arms of one prompt equal each arm alone", worst, bound, "logit std", note)
+    return CheckRow("arms of one prompt equal each arm alone", worst, check.logit_bound, "logit std", note)
 
 
 def batch_equals_alone(check: Checker) -> CheckRow:

@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 ModelOption = Annotated[str, typer.Option(help="embedded, a hub id, a model folder or a .gguf file.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8 (the CPU's fast mode).")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, or fast (CPUs).")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 DeviceMapOption = Annotated[
     str | None,
@@ -213,7 +213,7 @@ def check(
     texts = [[p.text for p in load_builtin(name, "fit")][:16] for name in ("harmful", "harmless")]
     directions = directions_for(loaded, _say) if vectors is None else load_directions(loaded, vectors)
     rows = list(run_checks(loaded, directions))
-    if loaded.precision == "int8":
+    if loaded.precision == "fast":
         typer.echo("Comparing the fast mode with float32", err=True)
         reference = _load(model, "float32", device, device_map)
         rows += fast_mode_rows(loaded, reference, directions, texts[1] + texts[0])

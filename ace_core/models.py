@@ -18,12 +18,12 @@ from ace_core.directions import RefusalDirections
 from ace_core.embedded import EMBEDDED_ID, embedded_folder
 from ace_core.errors import EngineError
 from ace_core.loading import choose_device, load_gguf, load_pretrained, readable_errors
-from ace_core.quantised import Int8Linear, faster_with_int8, quantise_linears
+from ace_core.packed import FloatWeight, HalfWeight, PackedLinear, faster_with, pack_linears
 
 __all__ = ["ChatModel", "Precision", "load_model", "wrap"]
 
-Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
+Precision = Literal["auto", "float32", "bfloat16", "float16", "fast"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "fast": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class ChatModel:
         width: width ``d`` of the residual stream.
         recurrent: its states must never see padding.
         batched: several rows may decode together; false where a measurement at load says otherwise.
-        precision: ``float32``, ``bfloat16``, ``float16`` or ``int8`` (weights, see :mod:`ace_core.quantised`).
+        precision: ``float32``, ``bfloat16``, ``float16`` or ``fast`` (float16 weights on CPUs, see
+            :mod:`ace_core.packed`).
         device: where token ids go.
         stop_ids, stop_strings: what ends an answer.
         revision: commit on the hub, or empty.
@@ -71,11 +72,11 @@ class ChatModel:
 
     @property
     def parameters(self) -> int:
-        """Number of weights; packed int8 weights count like any other."""
-        packed = [m for m in self.network.modules() if isinstance(m, Int8Linear)]
+        """Number of weights; packed ones count like any other."""
+        packed = [m for m in self.network.modules() if isinstance(m, PackedLinear)]
         if getattr(self.network.config, "tie_word_embeddings", False):  # the head is the embedding over again
             packed = [m for m in packed if m is not self.network.get_output_embeddings()]
-        return int(self.network.num_parameters()) + sum(m.packed.numel() for m in packed)
+        return int(self.network.num_parameters()) + sum(m.in_features * m.out_features for m in packed)
 
     @property
     def template_digest(self) -> str:
@@ -122,17 +123,20 @@ def load_model(
     device: str = "auto",
     device_map: str | None = None,
     revision: str | None = None,
+    packed: bool = True,
     progress: Callable[[str, float | None], None] = lambda message, fraction: None,
 ) -> ChatModel:
     """Load ``embedded`` (made to refuse), ``embedded-base``, a hub id, a local folder or a ``.gguf`` file.
 
     Args:
         name: which model.
-        precision: ``auto`` takes the checkpoint's own dtype on accelerators, and on CPUs int8 weights where they
-            measure faster than float32, else float32.
+        precision: ``auto`` takes the checkpoint's own dtype on accelerators, and on CPUs ``fast`` where it measures
+            faster than plain float32, else float32.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         device_map: accelerate's placement for a model that does not fit one device.
         revision: branch, tag or commit on the hub.
+        packed: let float32 weights on CPUs take the layout they multiply fastest in; False keeps plain layers, for
+            training.
         progress: called with a sentence and a fraction or None.
 
     Raises:
@@ -144,8 +148,8 @@ def load_model(
     if precision != "auto" and precision not in _DTYPES:
         raise EngineError(f"Unknown precision '{precision}': choose auto, {', '.join(_DTYPES)}.")
     place = choose_device(device)
-    if precision == "int8" and (place.type != "cpu" or device_map):
-        raise EngineError("Precision int8 is the CPU's fast mode: choose device cpu, or another precision.")
+    if precision == "fast" and (place.type != "cpu" or device_map):
+        raise EngineError("Precision fast is the CPU's fast mode: choose device cpu, or another precision.")
     on_cpu = place.type == "cpu" and not device_map
     dtype: Any = _DTYPES.get(precision, torch.float32 if on_cpu else "auto")
     model_id = name
@@ -168,10 +172,9 @@ def load_model(
             model_id = Path(name).expanduser().resolve().name
         progress(f"Loading {name}", None)
         network, tokenizer = load_pretrained(name, dtype, place, device_map, revision)
-    if on_cpu and precision in ("auto", "int8") and (precision == "int8" or faster_with_int8(network)):
-        progress("Packing weights as int8", None)
-        quantise_linears(network)
-        precision = "int8"
+    if on_cpu and packed and precision in ("auto", "fast", "float32"):
+        progress("Packing weights", None)
+        precision = _pack(network, precision)
     return wrap(network, tokenizer, name=name, model_id=model_id, precision=precision)
 
 
@@ -196,12 +199,27 @@ def wrap(network: Any, tokenizer: Any, *, name: str, model_id: str, precision: s
         width=width,
         recurrent=recurrent,
         batched=not recurrent or batches_decode_alike(network, device),
-        precision="int8" if precision == "int8" else dtype,
+        precision="fast" if precision == "fast" else dtype,
         device=device,
         stop_ids=end.ids,
         stop_strings=end.strings,
         revision=getattr(network.config, "_commit_hash", None) or "",
     )
+
+
+def _pack(network: Any, precision: Precision) -> Precision:
+    """Pack the linear layers of a float32 network on a CPU as far as that helps; returns the precision it has then."""
+    if precision == "fast" or (precision == "auto" and faster_with(network, HalfWeight)):
+        try:
+            pack_linears(network, HalfWeight)
+        except RuntimeError as error:
+            if precision == "fast":
+                raise EngineError(f"This machine can't run precision fast ({error}): choose float32.") from None
+        else:
+            return "fast"
+    if faster_with(network, FloatWeight):
+        pack_linears(network, FloatWeight)
+    return "float32"
 
 
 def _is_recurrent(network: Any) -> bool:

@@ -139,7 +139,7 @@ def train_default(
         EngineError: one sentence that says what to do.
     """
     recipe = replace(recipe or Recipe(), seed=seed)
-    model = load_model("embedded-base", precision="float32", progress=progress)
+    model = load_model("embedded-base", precision="float32", packed=False, progress=progress)
     sets = {kind: load_builtin(kind, "train")[:limit] for kind in _KINDS}
     held = {kind: load_builtin(kind, "validation")[:limit] for kind in _KINDS}
     known = [asdict(recipe), limit, {kind: prompts_digest(prompts) for kind, prompts in sets.items()}]

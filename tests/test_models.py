@@ -15,7 +15,7 @@ from torch import nn
 import ace_core as ace
 from ace_core import embedded, loading
 from ace_core.blocks import find_blocks, verify_blocks
-from ace_core.quantised import Int8Linear, quantise_linears
+from ace_core.packed import FloatWeight, HalfWeight, PackedLinear, pack_linears
 from families import FAMILIES, save_tiny, tiny_tokenizer
 
 
@@ -62,7 +62,7 @@ def test_local_folder_gives_the_model_that_was_saved(folder: Path) -> None:
     assert text_of(model, directions) == text_of(reference, directions)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["bfloat16", "fast"])
 def test_other_precisions_stay_close(folder: Path, precision: str) -> None:
     model = ace.load_model(str(folder), precision=precision)  # type: ignore[arg-type]
     assert model.precision == precision
@@ -232,27 +232,47 @@ def test_checksum_is_of_the_pinned_wheel(tmp_path: Path, monkeypatch: pytest.Mon
     embedded._check(wheel)
 
 
-def test_int8_linear_is_row_independent_and_close() -> None:
+KINDS = [pytest.param(FloatWeight, 1e-5, id="float"), pytest.param(HalfWeight, 5e-3, id="half")]
+
+
+@pytest.mark.parametrize(("kind", "bound"), KINDS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_linear_is_close_and_rows_are_independent(
+    kind: type[FloatWeight] | type[HalfWeight], bound: float, bias: bool
+) -> None:
     torch.manual_seed(0)
-    linear = nn.Linear(64, 96)
-    fast = Int8Linear(linear)
-    x = torch.randn(5, 1, 64)
+    linear = nn.Linear(96, 160, bias=bias)
+    try:
+        packed = PackedLinear(linear, kind)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    rows = torch.randn(203, 96)
     with torch.inference_mode():
-        out = fast(x)
-        for row in range(5):
-            assert torch.equal(out[row : row + 1], fast(x[row : row + 1]))
-        prompt = torch.randn(3, 20, 64)
-        long = fast(prompt)
-        for row in range(3):
-            assert torch.equal(long[row : row + 1], fast(prompt[row : row + 1]))
-        assert float((out - linear(x)).abs().max()) < 0.05 * float(linear(x).std())
-        kernel = torch.cat([fast(prompt[:, i : i + 1]) for i in range(20)], dim=1)
-        assert float((kernel - long).abs().max()) < 0.02 * float(long.std())
+        everything, expected = packed(rows), linear(rows)
+        assert float((everything - expected).abs().max()) < bound * float(expected.std())
+        assert kind is FloatWeight or not torch.equal(everything, expected)
+        tolerance = 0.0 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 1e-5
+        for count in (1, 2, 3, 4, 5, 7, 8, 12, 13, 31, 32, 64, 150):
+            torch.testing.assert_close(packed(rows[:count]), everything[:count], rtol=0, atol=tolerance)
+            torch.testing.assert_close(packed(rows[7 : 7 + count]), everything[7 : 7 + count], rtol=0, atol=tolerance)
+        grouped = packed(rows[:60].view(5, 12, 96))
+        torch.testing.assert_close(grouped, everything[:60].view(5, 12, 160), rtol=0, atol=tolerance)
 
 
-def test_every_linear_is_replaced() -> None:
+def test_weights_beyond_float16_are_refused() -> None:
+    linear = nn.Linear(8, 8)
+    linear.weight.data[3, 3] = 1e6
+    with pytest.raises(RuntimeError, match="too large for float16"):
+        PackedLinear(linear, HalfWeight)
+
+
+@pytest.mark.parametrize(("kind", "bound"), KINDS)
+def test_every_linear_is_replaced(kind: type[FloatWeight] | type[HalfWeight], bound: float) -> None:
     network = FAMILIES["llama"].build()
-    count = quantise_linears(network)
+    try:
+        count = pack_linears(network, kind)
+    except RuntimeError as error:
+        pytest.skip(str(error))
     assert count == 4 * 7 + 1
     assert not [m for m in network.modules() if type(m) is nn.Linear]
 

@@ -101,13 +101,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
+    plain = ace.load_model(arguments.model, precision="float32", packed=False)
     exact = ace.load_model(arguments.model, precision="float32")
-    fast = ace.load_model(arguments.model, precision="int8")
+    fast = ace.load_model(arguments.model, precision="fast")
     directions = ace.load_directions(exact)
-    slow, quick = (Bench(model, directions, arguments.tokens) for model in (exact, fast))
+    usual, slow, quick = (Bench(model, directions, arguments.tokens) for model in (plain, exact, fast))
     times = interleaved(
         {
-            "float32: four arms one after another through generate": slow.one_after_another,
+            "float32: four arms one after another through generate": usual.one_after_another,
             "float32: four arms in one batch": slow.batch,
             "fast mode: four arms in one batch": quick.batch,
             "float32: hooks and read-outs off": slow.unread,
