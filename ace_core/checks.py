@@ -80,7 +80,8 @@ class Checker:
         out: list[Tensor] = [torch.empty(0)] * len(rows)
         for group in self.model.groups([len(row) for row in rows]):
             plan = self.plan([arms[i] for i in group], [prompt or len(rows[i]) for i in group])
-            decoding = Decoding(self.model.network, [rows[i] for i in group], self.model.pad_id, self.model.device)
+            model, ids = self.model, [rows[i] for i in group]
+            decoding = Decoding(model.network, ids, model.pad_id, model.device, model.shares_prompts)
             steps = []
             for step in range(1 if forced is None else forced.shape[1] + 1):
                 if step and forced is not None:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Decoding", "batches_decode_alike", "equal_length_groups"]
+from ace_core.blocks import hidden_of, with_hidden
+
+__all__ = ["Decoding", "batches_decode_alike", "equal_length_groups", "prompts_can_be_shared"]
 
 # transformers names the cache differently by family and version: the first three are attention or state-space
 # caches, `state` is RWKV's list of recurrent tensors.
@@ -51,6 +53,36 @@ def batches_decode_alike(network: nn.Module, device: torch.device) -> bool:
     return True
 
 
+@torch.inference_mode()
+def prompts_can_be_shared(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> bool:
+    """Whether one row that a hook turns into several halfway through the blocks gives what several rows give.
+
+    Attention masks, position encodings and caches of most families broadcast over rows; those of some (ALiBi biases
+    built for the batch, caches of other kinds) don't, so this is measured rather than assumed.
+    """
+    middle, following = len(blocks) // 2, torch.tensor([2, 1], device=device)
+
+    def split(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = hidden_of(output)
+        shift = torch.tensor([0.0, 1.0], device=hidden.device, dtype=hidden.dtype).view(2, 1, 1)
+        return with_hidden(output, hidden + shift * hidden.roll(1, -1))
+
+    results = []
+    for share in (True, False):
+        decoding = Decoding(network, [[1, 2, 3, 2]] * 2, 0, device, share)
+        handle = blocks[middle].register_forward_hook(split)
+        try:
+            first = decoding.prefill()
+            decoding.advance(following)
+            results.append(torch.stack([first, decoding.step()]).float())
+        except (RuntimeError, IndexError, ValueError, AttributeError, TypeError):
+            return False
+        finally:
+            handle.remove()
+    shared, separate = results
+    return shared.shape == separate.shape and float((shared - separate).abs().max()) <= 0.02 * float(separate.std())
+
+
 class Decoding:
     """State of one batch of rows: left padding, attention mask, absolute positions, cache.
 
@@ -59,9 +91,18 @@ class Decoding:
         rows: token ids per row, each non-empty.
         pad_id: token used for padding; its value never matters because padding is masked.
         device: where token ids go.
+        share: read the prompt once if all rows have the same. Up to the first edited block every row is the same, and
+            there the edit itself gives each row its own stream.
     """
 
-    def __init__(self, network: nn.Module, rows: Sequence[Sequence[int]], pad_id: int, device: torch.device):
+    def __init__(
+        self,
+        network: nn.Module,
+        rows: Sequence[Sequence[int]],
+        pad_id: int,
+        device: torch.device,
+        share: bool = False,
+    ):
         lengths = [len(row) for row in rows]
         longest = max(lengths)
         ids = [[pad_id] * (longest - len(row)) + list(row) for row in rows]
@@ -70,6 +111,7 @@ class Decoding:
         self._ids = torch.tensor(ids, device=device)
         self._pads = torch.tensor([longest - n for n in lengths], device=device).unsqueeze(1)
         self._padded = min(lengths) != longest
+        self._shared = share and len(rows) > 1 and all(tuple(row) == tuple(rows[0]) for row in rows)
         self._cache: Any = None
         self._length = 0
         self.positions: Tensor = self._next_positions(longest)
@@ -77,7 +119,14 @@ class Decoding:
 
     def prefill(self) -> Tensor:
         """Read the prompts; logits at the last position, ``(B, vocabulary)``."""
-        return self._forward(self._ids)
+        if not self._shared:
+            return self._forward(self._ids)
+        count = self._ids.shape[0]
+        logits = self._forward(self._ids[:1])
+        for layer in self._cache.layers:
+            if layer.keys.shape[0] < count:
+                layer.batch_repeat_interleave(count)
+        return logits.expand(count, -1)
 
     def advance(self, tokens: Tensor) -> None:
         """Set the next token of every row, ``(B,)``, to be read by :meth:`step`."""
@@ -99,7 +148,7 @@ class Decoding:
             columns = torch.arange(total, device=ids.device).unsqueeze(0)
             inputs["attention_mask"] = (columns >= self._pads).long()
         if "position_ids" in self._accepted:
-            inputs["position_ids"] = self.positions.clamp(min=0)
+            inputs["position_ids"] = self.positions[: ids.shape[0]].clamp(min=0)
         if "cache_position" in self._accepted:
             inputs["cache_position"] = torch.arange(self._length, total, device=ids.device)
         if "logits_to_keep" in self._accepted:

@@ -81,7 +81,7 @@ class Plan:
     def _rows(self, directions: RefusalDirections, block: int, edited: list[set[int]]) -> _BlockRows:
         axes = [directions.axis(block, arm.axis(block)) for arm in self._arms]
         numbers = [
-            arm.method.affine(axis.low, axis.high) if block in blocks else (0.0, 0.0)
+            arm.method.affine(axis.low, axis.high, axis.third) if block in blocks else (0.0, 0.0)
             for arm, axis, blocks in zip(self._arms, axes, edited, strict=True)
         ]
         for row, axis in enumerate(axes):
@@ -155,7 +155,8 @@ class _Session:
             where = self._where if self._where is None else self._where.to(hidden.device)
             if not rows.every_row:
                 active = rows.active
-                where = active.expand_as(before) if where is None else where & active
+                where = active.expand(-1, before.shape[1]) if where is None else where & active
+            # one row read for all arms becomes a row an arm here, by broadcasting
             edited = geometry.apply_edit(hidden, rows.unit, rows.remove, rows.add, before, where)
             self._after.append(geometry.component(edited, rows.unit))
             return with_hidden(output, edited)
@@ -171,5 +172,6 @@ class _Session:
         if len(projections) != len(plan._blocks):
             return np.empty((len(plan._arms), 0, 0), np.float32)
         home = projections[0].device
-        stacked = torch.stack([p.to(home) for p in projections], dim=1).cpu().numpy()
+        rows = len(plan._arms)
+        stacked = torch.stack([p.to(home).expand(rows, -1) for p in projections], dim=1).cpu().numpy()
         return geometry.coordinate(stacked, plan._low, plan._high)  # type: ignore[arg-type]

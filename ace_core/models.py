@@ -13,7 +13,7 @@ from torch import nn
 from ace_core import chat
 from ace_core.adapter import REFUSING_ID, merge_adapter
 from ace_core.blocks import find_blocks, verify_blocks
-from ace_core.decoding import batches_decode_alike, equal_length_groups
+from ace_core.decoding import batches_decode_alike, equal_length_groups, prompts_can_be_shared
 from ace_core.directions import RefusalDirections
 from ace_core.embedded import EMBEDDED_ID, embedded_folder
 from ace_core.errors import EngineError
@@ -39,6 +39,7 @@ class ChatModel:
         width: width ``d`` of the residual stream.
         recurrent: its states must never see padding.
         batched: several rows may decode together; false where a measurement at load says otherwise.
+        shares_prompts: one reading of a prompt serves several rows; false where a measurement at load says otherwise.
         precision: ``float32``, ``bfloat16``, ``float16`` or ``fast`` (float16 weights on CPUs, see
             :mod:`ace_core.packed`).
         device: where token ids go.
@@ -54,6 +55,7 @@ class ChatModel:
     width: int
     recurrent: bool
     batched: bool
+    shares_prompts: bool
     precision: str
     device: torch.device
     stop_ids: frozenset[int]
@@ -199,6 +201,7 @@ def wrap(network: Any, tokenizer: Any, *, name: str, model_id: str, precision: s
         width=width,
         recurrent=recurrent,
         batched=not recurrent or batches_decode_alike(network, device),
+        shares_prompts=not recurrent and prompts_can_be_shared(network, blocks, device),
         precision="fast" if precision == "fast" else dtype,
         device=device,
         stop_ids=end.ids,

@@ -10,8 +10,11 @@ import torch
 from conftest import tiny_directions, tiny_model
 
 import ace_core as ace
+from ace_core.activations import recording
 from ace_core.arms import Arm, edited_positions
+from ace_core.decoding import Decoding, prompts_can_be_shared
 from ace_core.generation import MAX_ROWS, Row, Step, stream_rows
+from ace_core.interventions import Plan
 from ace_core.sampling import Sampling
 from families import FAMILIES
 
@@ -202,3 +205,33 @@ def test_odd_prompts_run_and_cannot_open_a_turn(prompt: str) -> None:
     special = set(model.tokenizer.all_special_ids)
     assert [i for i in ids if i in special] == [i for i in plain if i in special]
     assert run("llama", prompt=prompt)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "falcon", "mixtral"])
+def test_one_reading_of_the_prompt_serves_all_arms(family: str) -> None:
+    model, directions = tiny_model(family), tiny_directions(family)
+    assert model.shares_prompts
+    ids, arms = [5, 6, 7, 8, 9], [Arm(method, 2) for method in (ace.Baseline(), ace.Addition(1.0), ace.ACE(0.0))]
+    forced = torch.tensor([3, 4, 5])
+    results, seen = [], []
+    for share in (True, False):
+        decoding = Decoding(model.network, [ids] * 3, model.pad_id, model.device, share)
+        plan = Plan(directions, arms, [len(ids)] * 3)
+        with torch.inference_mode(), recording(model.blocks, slice(None)) as hidden:
+            with plan.applied(model.blocks, decoding.positions) as session:
+                first = decoding.prefill()
+            seen.append([tensor.shape[0] for tensor in hidden])
+            decoding.advance(forced)
+            with plan.applied(model.blocks, decoding.positions):
+                results.append((first, decoding.step(), session.readings().before, session.readings().after))
+    count = len(model.blocks)
+    assert seen == [[1, 1] + [3] * (count - 2), [3] * count]
+    for shared, separate in zip(*results, strict=True):
+        assert shared.shape == separate.shape
+        torch.testing.assert_close(torch.as_tensor(shared), torch.as_tensor(separate), rtol=1e-4, atol=1e-4)
+
+
+def test_families_that_cannot_share_a_reading_are_found() -> None:
+    bloom = tiny_model("bloom")  # its attention biases are built for the rows of the batch
+    assert not bloom.shares_prompts
+    assert not prompts_can_be_shared(bloom.network, bloom.blocks, bloom.device)
