@@ -18,7 +18,7 @@ from ace_core.directions import RefusalDirections
 from ace_core.embedded import EMBEDDED_ID, embedded_folder
 from ace_core.errors import EngineError
 from ace_core.loading import choose_device, load_gguf, load_pretrained, readable_errors
-from ace_core.packed import FloatWeight, HalfWeight, PackedLinear, faster_with, pack_linears
+from ace_core.packed import FloatWeight, HalfWeight, PackedLinear, PackedSibling, faster_with, pack_linears
 
 __all__ = ["ChatModel", "Precision", "load_model", "wrap"]
 
@@ -75,7 +75,7 @@ class ChatModel:
     @property
     def parameters(self) -> int:
         """Number of weights; packed ones count like any other."""
-        packed = [m for m in self.network.modules() if isinstance(m, PackedLinear)]
+        packed = [m for m in self.network.modules() if isinstance(m, (PackedLinear, PackedSibling))]
         if getattr(self.network.config, "tie_word_embeddings", False):  # the head is the embedding over again
             packed = [m for m in packed if m is not self.network.get_output_embeddings()]
         return int(self.network.num_parameters()) + sum(m.in_features * m.out_features for m in packed)

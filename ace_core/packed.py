@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["FloatWeight", "HalfWeight", "PackedLinear", "faster_with", "pack_linears"]
+__all__ = ["FloatWeight", "HalfWeight", "PackedLinear", "PackedSibling", "faster_with", "pack_linears"]
 
 _LAYOUT_ROWS = 64
 """Rows oneDNN's layout is chosen for; with its choice for one row, numbers would depend on the number of rows."""
@@ -94,13 +94,84 @@ class PackedLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
+class _Siblings:
+    """One product for several layers that read the same input, such as a block's query, key and value layers.
+
+    The first of them to be called computes all outputs; the others pick theirs up.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], kind: type[FloatWeight] | type[HalfWeight]) -> None:
+        self._packed = kind(torch.cat([linear.weight.detach().float() for linear in linears]))
+        self._sizes = [linear.out_features for linear in linears]
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}
+
+    def output(self, index: int, x: Tensor) -> Tensor:
+        """``x @ weight.T`` of layer ``index``, ``(..., outputs)``."""
+        if x is not self._input or index not in self._outputs:
+            parts = self._packed.product(x).split(self._sizes, dim=-1)
+            self._input, self._outputs = x, dict(enumerate(parts))
+        out = self._outputs.pop(index)
+        if not self._outputs:
+            self._input = None
+        return out
+
+
+class PackedSibling(nn.Module):
+    """Drop-in for one ``nn.Linear`` of several that read the same input."""
+
+    def __init__(self, linear: nn.Linear, siblings: _Siblings, index: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._siblings, self._index = siblings, index
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self._siblings.output(self._index, x)
+        return out if self.bias is None else out + self.bias
+
+
+@torch.inference_mode()
 def pack_linears(network: nn.Module, kind: type[FloatWeight] | type[HalfWeight]) -> int:
-    """Replace every plain ``nn.Linear`` of ``network`` in place; returns how many were replaced."""
+    """Replace every plain ``nn.Linear`` of ``network`` in place; returns how many were replaced.
+
+    Raises:
+        RuntimeError: where packing is not possible; the network may then be packed in part.
+    """
     found = {name: module for name, module in network.named_modules() if type(module) is nn.Linear}
-    for name, linear in found.items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(parent), attribute, PackedLinear(linear, kind))
+    groups = _reading_alike(network, found)
+    grouped = {name for group in groups for name in group}
+    groups += [[name] for name in found if name not in grouped]
+    for group in groups:
+        linears = [found[name] for name in group]
+        siblings = _Siblings(linears, kind) if len(group) > 1 else None
+        for index, (name, linear) in enumerate(zip(group, linears, strict=True)):
+            parent, _, attribute = name.rpartition(".")
+            packed = PackedLinear(linear, kind) if siblings is None else PackedSibling(linear, siblings, index)
+            setattr(network.get_submodule(parent), attribute, packed)
     return len(found)
+
+
+def _reading_alike(network: nn.Module, linears: dict[str, nn.Linear]) -> list[list[str]]:
+    """Names of layers of one module that a dry run gave the very same tensor, in groups of two or more."""
+    seen: dict[tuple[str, int], list[str]] = {}
+    alive = []  # a tensor that is gone may leave its identity to another
+    handles = []
+    for name, linear in linears.items():
+
+        def note(_module: nn.Module, inputs: Any, name: str = name) -> None:
+            alive.append(inputs[0])
+            seen.setdefault((name.rpartition(".")[0], id(inputs[0])), []).append(name)
+
+        handles.append(linear.register_forward_pre_hook(note))
+    try:
+        network(input_ids=torch.tensor([[1, 2]]), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups = [group for group in seen.values() if len(group) > 1]
+    names = [name for group in groups for name in group]
+    return [group for group in groups if all(names.count(name) == 1 for name in group)]
 
 
 @torch.inference_mode()

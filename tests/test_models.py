@@ -15,7 +15,7 @@ from torch import nn
 import ace_core as ace
 from ace_core import embedded, loading
 from ace_core.blocks import find_blocks, verify_blocks
-from ace_core.packed import FloatWeight, HalfWeight, PackedLinear, pack_linears
+from ace_core.packed import FloatWeight, HalfWeight, PackedLinear, PackedSibling, pack_linears
 from families import FAMILIES, save_tiny, tiny_tokenizer
 
 
@@ -269,12 +269,35 @@ def test_weights_beyond_float16_are_refused() -> None:
 @pytest.mark.parametrize(("kind", "bound"), KINDS)
 def test_every_linear_is_replaced(kind: type[FloatWeight] | type[HalfWeight], bound: float) -> None:
     network = FAMILIES["llama"].build()
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.inference_mode():
+        expected = network(input_ids=ids).logits
     try:
         count = pack_linears(network, kind)
     except RuntimeError as error:
         pytest.skip(str(error))
     assert count == 4 * 7 + 1
     assert not [m for m in network.modules() if type(m) is nn.Linear]
+    assert sum(isinstance(m, PackedSibling) for m in network.modules()) == 4 * 5  # query, key, value; gate, up
+    with torch.inference_mode():
+        for _ in range(2):  # nothing of an earlier pass is picked up
+            got = network(input_ids=ids).logits
+            assert float((got - expected).abs().max()) < 2 * bound * float(expected.std())
+            other = network(input_ids=ids.flip(1)).logits
+            assert not torch.equal(other, got)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "falcon", "bloom", "mixtral", "qwen3_moe", "phi3"])
+def test_packed_families_give_the_same_logits(family: str) -> None:
+    network = FAMILIES[family].build()
+    ids = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
+    with torch.inference_mode():
+        expected = network(input_ids=ids).logits
+        try:
+            pack_linears(network, HalfWeight)
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        assert float((network(input_ids=ids).logits - expected).abs().max()) < 0.02 * float(expected.std())
 
 
 @pytest.mark.embedded
