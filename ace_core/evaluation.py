@@ -19,7 +19,7 @@ from ace_core.directions import RefusalDirections
 from ace_core.extraction import fit_directions
 from ace_core.lora import Example, answer_loss, shared_length
 from ace_core.methods import ACE, Addition, Baseline, DirectionalAblation, Method
-from ace_core.models import ChatModel, load_model, wrap
+from ace_core.models import ChatModel, load_model, pack_for_cpu, wrap
 from ace_core.prompts import load_builtin
 from ace_core.store import save_directions, vectors_path
 
@@ -96,10 +96,11 @@ class Evaluation:
 
 
 def refusing_model(folder: Path = ADAPTER, progress: Progress = lambda message, fraction: None) -> ChatModel:
-    """The embedded model in float32 with the adapter in ``folder`` merged in."""
-    base = load_model("embedded-base", precision="float32", progress=progress)
+    """The embedded model with the adapter in ``folder`` merged in, in the precision that people get it in."""
+    base = load_model("embedded-base", precision="float32", device="cpu", packed=False, progress=progress)
     merge_adapter(base.network, folder)
-    return wrap(base.network, base.tokenizer, name="embedded", model_id=REFUSING_ID)
+    precision = pack_for_cpu(base.network)
+    return wrap(base.network, base.tokenizer, name="embedded", model_id=REFUSING_ID, precision=precision)
 
 
 @torch.inference_mode()
@@ -144,7 +145,7 @@ def evaluate_default(
     Raises:
         EngineError: one sentence that says what to do.
     """
-    base = load_model("embedded-base", precision="float32", progress=progress)
+    base = load_model("embedded-base", device="cpu", progress=progress)
     evaluation = evaluate_models(base, refusing_model(folder, progress), progress=progress, limit=limit)
     save_directions(evaluation.directions, vectors or vectors_path(REFUSING_ID))
     return evaluation

@@ -20,7 +20,7 @@ from ace_core.errors import EngineError
 from ace_core.loading import choose_device, load_gguf, load_pretrained, readable_errors
 from ace_core.packed import FloatWeight, HalfWeight, PackedLinear, PackedSibling, faster_with, pack_linears
 
-__all__ = ["ChatModel", "Precision", "load_model", "wrap"]
+__all__ = ["ChatModel", "Precision", "load_model", "pack_for_cpu", "wrap"]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "fast"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "fast": torch.float32}
@@ -176,7 +176,7 @@ def load_model(
         network, tokenizer = load_pretrained(name, dtype, place, device_map, revision)
     if on_cpu and packed and precision in ("auto", "fast", "float32"):
         progress("Packing weights", None)
-        precision = _pack(network, precision)
+        precision = pack_for_cpu(network, precision)
     return wrap(network, tokenizer, name=name, model_id=model_id, precision=precision)
 
 
@@ -210,8 +210,12 @@ def wrap(network: Any, tokenizer: Any, *, name: str, model_id: str, precision: s
     )
 
 
-def _pack(network: Any, precision: Precision) -> Precision:
-    """Pack the linear layers of a float32 network on a CPU as far as that helps; returns the precision it has then."""
+def pack_for_cpu(network: Any, precision: Precision = "auto") -> Precision:
+    """Pack the linear layers of a float32 network on a CPU as far as that helps; returns the precision it has then.
+
+    Raises:
+        EngineError: for precision ``fast`` where it can't run.
+    """
     if precision == "fast" or (precision == "auto" and faster_with(network, HalfWeight)):
         try:
             pack_linears(network, HalfWeight)

@@ -54,7 +54,8 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         side = sidebar.build(host.state, settings, handlers.blocks)
         gr.HTML(_INTRODUCTION, apply_default_css=False)
-        main = compare.build(handlers)
+        with gr.Tabs(elem_id="tabs"), gr.Tab("Compare", id="compare"):
+            main = compare.build(handlers)
         compare.wire(main, side, handlers)
         page.load(
             handlers.poll,
