@@ -6,10 +6,11 @@ import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from ace_core import chat
 from ace_core.comparison import load_directions
@@ -20,14 +21,18 @@ from ace_core.generation import Row, Step, stream_rows
 from ace_core.methods import Method
 from ace_core.models import ChatModel, Precision, load_model
 from ace_core.runs import RunBuilder, RunSettings
+from ace_core.tasks import Task
 
 __all__ = ["HostState", "ModelHost", "ModelInfo", "RunStream"]
 
 _QUEUE_STEPS = 64
 _ACTIVE_RUNS = 4
 _WAITING_RUNS = 32
+_WAITING_TASKS = 8
 _ABANDONED_SECONDS = 60.0
 _END = object()
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -127,14 +132,21 @@ class RunStream:
 
 
 class ModelHost:
-    """Owns the model thread. Runs take turns token by token, so one visitor does not wait for another to finish."""
+    """Owns the model thread.
+
+    Runs take turns token by token, so one visitor does not wait for another to finish. Longer tasks run one at a
+    time, and between two pieces of one all runs go first.
+    """
 
     def __init__(self) -> None:
         self._state = HostState()
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
-        self._jobs: queue.Queue[Callable[[], None] | RunStream | None] = queue.Queue(_WAITING_RUNS)
+        self._jobs: queue.Queue[Callable[[], None] | RunStream | Task[Any] | None] = queue.Queue(_WAITING_RUNS)
         self._active: list[RunStream] = []
+        self._later: deque[Callable[[], None] | Task[Any]] = deque()
+        self._closing = False
+        self._running: Task[Any] | None = None
         self._model: ChatModel | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
@@ -181,8 +193,20 @@ class ModelHost:
             self._settled.wait_for(lambda: self._state.status in ("ready", "failed"), timeout)
             return self._state
 
-    def compare(self, prompt: str, settings: RunSettings, methods: Sequence[Method]) -> RunStream:
+    def compare(
+        self,
+        prompt: str,
+        settings: RunSettings,
+        methods: Sequence[Method],
+        directions: RefusalDirections | None = None,
+    ) -> RunStream:
         """Queue a comparison; row k of its steps is ``methods[k]``.
+
+        Args:
+            prompt: what the user says.
+            settings: how the arms are steered and sampled.
+            methods: one an arm.
+            directions: fitted on the loaded model; None takes the model's own.
 
         Raises:
             EngineError: at once for bad settings, a full queue, or when no model is loaded or loading.
@@ -199,27 +223,58 @@ class ModelHost:
                 settings.arm(method).blocks(state.directions.blocks)
 
         def make(stream: RunStream) -> Iterator[Step]:
-            model, directions = self._model, self.state.directions
-            if model is None or directions is None:
+            model, own = self._model, self.state.directions
+            if model is None or own is None:
                 raise EngineError(self.state.message)
             ids = model.encode(prompt)
             pieces = chat.token_texts(model.tokenizer, ids)
             stream.builder = RunBuilder(model.name, prompt, pieces, settings, methods)
             rows = [Row(ids, settings.arm(method), settings.sampling()) for method in methods]
-            return stream_rows(model, directions, rows, cancelled=stream._cancelled.is_set)
+            return stream_rows(model, directions or own, rows, cancelled=stream._cancelled.is_set)
 
         stream = RunStream(self, make)
         self._put(stream)
         return stream
 
+    def work(self, compute: Callable[[ChatModel, Task[Result]], Result]) -> Task[Result]:
+        """Queue a longer computation on the loaded model.
+
+        Args:
+            compute: called on the model thread with the model and the task, to which it reports.
+
+        Raises:
+            EngineError: at once if too many are waiting, or when no model is loaded or loading.
+        """
+        state = self.state
+        if state.status in ("empty", "failed"):
+            raise EngineError(state.message)
+        if len(self._later) >= _WAITING_TASKS:
+            raise EngineError("Too many computations are waiting for the model: try again in a few minutes.")
+
+        def run(task: Task[Result]) -> Result:
+            if self._model is None:
+                raise EngineError(self.state.message)
+            return compute(self._model, task)
+
+        task = Task(run)
+        self._put(task)
+        return task
+
     def close(self) -> None:
-        """End the model thread after its current token; streams in progress end with an error."""
+        """End the model thread after its current token; streams and tasks in progress end with an error."""
+        self._closing = True
         for stream in list(self._active):
             stream.cancel()
-        self._jobs.put(None)
+        for task in list(self._later):
+            if isinstance(task, Task):
+                task.cancel()
+        if self._running is not None:
+            self._running.cancel()
+        with contextlib.suppress(queue.Full):  # a full queue wakes the thread as well
+            self._jobs.put_nowait(None)
         self._thread.join(timeout=30)
 
-    def _put(self, job: Callable[[], None] | RunStream) -> None:
+    def _put(self, job: Callable[[], None] | RunStream | Task[Any]) -> None:
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
@@ -245,35 +300,55 @@ class ModelHost:
         self._set(HostState("ready", "Ready", None, info, directions))
 
     def _work(self) -> None:
-        while True:
-            idle = not self._active
-            # Jobs are only taken while no run is active or there is room, so a model is never swapped under a run.
-            if idle or len(self._active) < _ACTIVE_RUNS:
-                try:
-                    job = self._jobs.get(block=idle)
-                except queue.Empty:
-                    job = False
-                if job is None:
-                    return
-                if isinstance(job, RunStream):
-                    self._active.append(job)
-                elif job:
-                    self._drain()
-                    job()
-            advanced = False
-            for stream in list(self._active):
-                stuck = stream._steps.full()
-                if not stream._advance():
-                    self._active.remove(stream)
-                advanced |= not stuck
-            if self._active and not advanced:
-                time.sleep(0.01)
+        while self._accept(block=not self._active and not self._later):
+            if self._active:
+                self._round()
+            elif self._later:
+                self._long(self._later.popleft())
+        for task in self._later:
+            if isinstance(task, Task):
+                task.fail("The model was shut down: reload the page.")
 
-    def _drain(self) -> None:
-        """Finish the running streams before something that changes the model."""
-        while self._active:
-            for stream in list(self._active):
-                if not stream._advance():
-                    self._active.remove(stream)
-                elif stream._steps.full():
-                    time.sleep(0.01)
+    def _accept(self, block: bool) -> bool:
+        """Take jobs that wait as far as there is room for runs; False once the host is closing."""
+        while not self._closing and (block or len(self._active) < _ACTIVE_RUNS):
+            try:
+                job = self._jobs.get(block=block)
+            except queue.Empty:
+                break
+            block = False
+            if job is None:
+                self._closing = True
+                break
+            if isinstance(job, RunStream):
+                self._active.append(job)
+            else:
+                self._later.append(job)
+        return not self._closing
+
+    def _round(self) -> None:
+        """One token for every active run whose reader has room."""
+        advanced = False
+        for stream in list(self._active):
+            stuck = stream._steps.full()
+            if not stream._advance():
+                self._active.remove(stream)
+            advanced |= not stuck
+        if self._active and not advanced:
+            time.sleep(0.01)
+
+    def _long(self, job: Callable[[], None] | Task[Any]) -> None:
+        """Loading a model, when no run is active, or a task."""
+        if not isinstance(job, Task):
+            job()
+            return
+        self._running = job
+        if self._closing:
+            job.cancel()
+        job.run(self._give_way)
+        self._running = None
+
+    def _give_way(self) -> None:
+        """Finish all runs that are active or waiting."""
+        while self._accept(block=False) and self._active:
+            self._round()

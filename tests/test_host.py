@@ -11,8 +11,9 @@ from conftest import tiny_directions, tiny_model
 
 import ace_core as ace
 from ace_core import host as host_module
-from ace_core.host import ModelHost
+from ace_core.host import ModelHost, RunStream
 from ace_core.runs import Run, RunSettings
+from ace_core.tasks import Task
 
 METHODS = [ace.Baseline(), ace.Addition(1.0), ace.DirectionalAblation(), ace.ACE(0.0)]
 SETTINGS = RunSettings(layer=1, max_new_tokens=12)
@@ -156,3 +157,84 @@ def test_queue_is_bounded(host: ModelHost, monkeypatch: pytest.MonkeyPatch) -> N
             streams.append(host.compare("Hello there", long, METHODS))
     for stream in streams:
         stream.cancel()
+
+
+def test_task_reports_and_lets_runs_pass(host: ModelHost) -> None:
+    started, asked = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def compute(model: ace.ChatModel, task: Task[int]) -> int:
+        assert model is tiny_model("llama")
+        for piece in range(3):
+            started.set()
+            assert asked.wait(30)
+            order.append(f"piece {piece}")
+            task.report(f"Piece {piece}", piece / 3)
+        return 7
+
+    task = host.work(compute)
+    assert started.wait(30)
+    stream = host.compare("Hello there", SETTINGS, METHODS)
+    asked.set()
+    assert sum(1 for _ in stream) == 12  # it ended while the task went on, or the task would have to wait
+    reports = list(task.reports())
+    assert task.result(30) == 7 and reports[-1].done
+    assert order == ["piece 0", "piece 1", "piece 2"]
+
+
+def test_run_passes_between_two_pieces_of_a_task(host: ModelHost) -> None:
+    done: list[str] = []
+    streams: list[RunStream] = []
+
+    def compute(model: ace.ChatModel, task: Task[None]) -> None:
+        streams.append(host.compare("Hello there", SETTINGS, METHODS))
+        task.report("Half", 0.5)
+        builder = streams[0].builder
+        done.append("finished" if builder is not None and not streams[0]._host._active else "unfinished")
+
+    host.work(compute).result(60)
+    assert done == ["finished"]
+    assert sum(1 for _ in streams[0]) == 12
+
+
+def test_task_can_be_stopped_and_may_fail(host: ModelHost) -> None:
+    started = threading.Event()
+
+    def endless(model: ace.ChatModel, task: Task[None]) -> None:
+        while not task.cancelled():
+            started.set()
+            task.report("Going on")
+        raise ace.EngineError("Stopped as asked.")
+
+    task = host.work(endless)
+    waiting = host.work(lambda model, task: 1)
+    assert started.wait(30)
+    with pytest.raises(ace.EngineError, match="not finished"):
+        waiting.result(0.05)
+    task.cancel()
+    with pytest.raises(ace.EngineError, match="Stopped as asked"):
+        task.result(30)
+    assert waiting.result(30) == 1
+    with pytest.raises(ace.EngineError, match="unexpected ZeroDivisionError"):
+        host.work(lambda model, task: 1 // 0).result(30)
+    assert sum(1 for _ in host.compare("Hello there", SETTINGS, METHODS)) == 12
+
+
+def test_no_task_without_a_model_and_none_after_the_end(host: ModelHost) -> None:
+    empty = ModelHost()
+    with pytest.raises(ace.EngineError, match="No model is loaded"):
+        empty.work(lambda model, task: 1)
+    empty.close()
+    started = threading.Event()
+
+    def endless(model: ace.ChatModel, task: Task[None]) -> None:
+        while not task.cancelled():
+            started.set()
+            task.report("Going on")
+
+    running, waiting = host.work(endless), host.work(lambda model, task: 1)
+    assert started.wait(30)
+    host.close()
+    running.result(30)
+    with pytest.raises(ace.EngineError):
+        waiting.result(30)
