@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -52,24 +53,36 @@ class Separation:
 class Axis:
     """A direction with both class means on it, in units of activation.
 
-    ``unit`` is ``(d,)`` float32; ``low`` and ``high`` are the components of the harmless and harmful means.
+    ``unit`` is ``(d,)`` float32; ``low`` and ``high`` are the components of the harmless and harmful means, ``third``
+    that of a third prompt set's mean or None.
     """
 
     unit: Tensor
     low: float
     high: float
+    third: float | None = None
 
 
 @dataclass(frozen=True)
 class RefusalDirections:
-    """Class means of every decoder block of one model; everything else is derived.
+    """Class means of every decoder block of one model, and the directions along which they are read and edited.
+
+    Whatever the direction, coefficients are in class gaps along it: 0 at the harmless mean, 1 at the harmful mean.
 
     Args:
-        mean_harmless, mean_harmful: ``(blocks, d)`` float32, block outputs at the fitting position.
+        mean_harmless, mean_harmful: ``(blocks, d)`` float32, activations at the fitting site and position.
         heldout_harmless, heldout_harmful: ``(blocks, n)`` and ``(blocks, m)`` float32, refusal coordinates of
             prompts that were not used in fitting; n or m may be 0.
         recommended_layer: 0-based block to steer by default.
-        metadata: provenance, strings only (model id, template digest, prompt digests, position, counts, versions).
+        metadata: provenance, strings only (model id, template digest, prompt digests, position, site, variant, counts,
+            versions).
+        variant_unit: ``(blocks, d)`` float32 unit vectors from harmless to harmful, see :mod:`ace_core.variants`; None
+            is the paper's mean difference, derived from the means and never stored.
+        mean_reference: ``(blocks, d)`` float32, a third prompt set's mean, for ACE's reference ``third``.
+
+    Raises:
+        EngineError: for shapes that don't fit together, numbers that are not finite, or directions along which the
+            harmful mean does not lie above the harmless one.
     """
 
     mean_harmless: Tensor
@@ -78,6 +91,8 @@ class RefusalDirections:
     heldout_harmful: Tensor
     recommended_layer: int
     metadata: dict[str, str] = field(default_factory=dict)
+    variant_unit: Tensor | None = None
+    mean_reference: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = self.mean_harmless.shape
@@ -86,11 +101,24 @@ class RefusalDirections:
         for held in (self.heldout_harmless, self.heldout_harmful):
             if held.dim() != 2 or held.shape[0] != shape[0]:
                 raise EngineError("Held-out coordinates must have one row a block: refit the directions.")
-        tensors = (self.mean_harmless, self.mean_harmful, self.heldout_harmless, self.heldout_harmful)
+        optional = [t for t in (self.variant_unit, self.mean_reference) if t is not None]
+        if any(t.shape != shape for t in optional):
+            raise EngineError("Directions and a third mean must have the shape of the class means: refit them.")
+        tensors = [self.mean_harmless, self.mean_harmful, self.heldout_harmless, self.heldout_harmful, *optional]
         if not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise EngineError("The directions hold numbers that are not finite: refit them.")
-        if bool((self.gap == 0).any()):
+        if bool((torch.linalg.vector_norm(self.direction_of_means, dim=-1) == 0).any()):
             raise EngineError("At some block the two class means are equal: use two different prompt sets.")
+        if self.variant_unit is not None:
+            lengths = torch.linalg.vector_norm(self.variant_unit.double(), dim=-1)
+            if bool(((lengths - 1).abs() > 1e-4).any()):
+                raise EngineError("The directions are not unit vectors: refit them.")
+            if bool((self.gap <= 0).any()):
+                block = int((self.gap <= 0).nonzero()[0])
+                raise EngineError(
+                    f"At block {block} the direction does not point from harmless to harmful: turn it round, or use "
+                    "other prompts."
+                )
         if not 0 <= self.recommended_layer < shape[0]:
             raise EngineError("The recommended layer lies outside the model: refit the directions.")
 
@@ -107,19 +135,42 @@ class RefusalDirections:
         return self.mean_harmless.shape[1]
 
     @property
-    def direction(self) -> Tensor:
-        """``r`` per block, ``(blocks, d)``."""
+    def variant(self) -> str:
+        """Name of the way the directions were chosen, see :data:`ace_core.variants.VARIANTS`, or ``imported``."""
+        return "mean_difference" if self.variant_unit is None else self.metadata.get("variant", "unknown")
+
+    @property
+    def site(self) -> str:
+        """``output`` or ``input``: where in a block the means were measured."""
+        return "input" if self.metadata.get("site") == "block input" else "output"
+
+    @property
+    def direction_of_means(self) -> Tensor:
+        """``mu_plus - mu_minus`` per block, ``(blocks, d)``."""
         return geometry.mean_difference(self.mean_harmless, self.mean_harmful)
 
     @property
-    def gap(self) -> Tensor:
-        """Class gap ``|r|`` per block, ``(blocks,)``, units of activation."""
-        return torch.linalg.vector_norm(self.direction, dim=-1)
+    def direction(self) -> Tensor:
+        """``r`` per block, ``(blocks, d)``: one class gap along ``u``, what activation addition adds at 1."""
+        if self.variant_unit is None:
+            return self.direction_of_means
+        return self.gap.unsqueeze(-1) * self.variant_unit
 
     @property
+    def gap(self) -> Tensor:
+        """Class gap ``(mu_plus - mu_minus) . u`` per block, ``(blocks,)``, units of activation, positive."""
+        if self.variant_unit is None:
+            return torch.linalg.vector_norm(self.direction, dim=-1)
+        difference = self.mean_harmful.double() - self.mean_harmless.double()
+        return (difference * self.variant_unit.double()).sum(-1).float()
+
+    @cached_property
     def unit(self) -> Tensor:
         """``u`` per block, ``(blocks, d)``."""
-        return geometry.unit_vector(self.direction)
+        if self.variant_unit is not None:
+            return self.variant_unit.float()
+        with torch.inference_mode(False):  # kept, so it must also serve where gradients are taken
+            return geometry.unit_vector(self.direction)
 
     @property
     def origin(self) -> Tensor:
@@ -141,11 +192,15 @@ class RefusalDirections:
             EngineError: if along a shared direction the two means of ``block`` coincide.
         """
         unit = self.unit[block if source is None else source]
-        low = float((self.mean_harmless[block].double() * unit.double()).sum())
-        high = float((self.mean_harmful[block].double() * unit.double()).sum())
+        low, high = _along(self.mean_harmless[block], unit), _along(self.mean_harmful[block], unit)
         if abs(high - low) < 1e-9 * max(1.0, abs(low)):
             raise EngineError(f"At block {block} the shared direction does not tell the classes apart.")
-        return Axis(unit, low, high)
+        third = None if self.mean_reference is None else _along(self.mean_reference[block], unit)
+        return Axis(unit, low, high, third)
+
+
+def _along(mean: Tensor, unit: Tensor) -> float:
+    return float((mean.double() * unit.double()).sum())
 
 
 def auroc(negative: np.ndarray, positive: np.ndarray) -> float:

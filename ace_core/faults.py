@@ -30,13 +30,16 @@ class _ChunkPositions(Plan):
         return super().applied(blocks, positions - positions[:, :1].clamp(min=0))
 
 
+_PER_BLOCK = ("mean_harmless", "mean_harmful", "variant_unit", "mean_reference")
+
+
 def _next_axis(directions: RefusalDirections) -> RefusalDirections:
-    roll = lambda t: t.roll(1, 0)  # noqa: E731
-    return replace(directions, mean_harmless=roll(directions.mean_harmless), mean_harmful=roll(directions.mean_harmful))
+    held = {name: getattr(directions, name) for name in _PER_BLOCK}
+    return replace(directions, **{name: tensor.roll(1, 0) for name, tensor in held.items() if tensor is not None})
 
 
 def _off_by_half(method: Method) -> Method:
-    return type(method)(method.coefficient + 0.5) if method.coefficient is not None else method  # type: ignore[call-arg]
+    return method if method.coefficient is None else replace(method, alpha=method.coefficient + 0.5)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ace_core import chat
-from ace_core.comparison import load_directions
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.extraction import directions_for
@@ -174,7 +173,7 @@ class ModelHost:
             try:
                 model = load_model(name, precision=precision, device=device, progress=progress)
                 progress("Reading the model's vectors", None)
-                fitted = directions_for(model, progress) if vectors is None else load_directions(model, vectors)
+                fitted = directions_for(model, progress, vectors=None if vectors is None else Path(vectors))
                 self._adopt(model, fitted)
             except EngineError as error:
                 self._set(HostState("failed", str(error)))

@@ -20,6 +20,8 @@ MAX_VECTOR_BYTES = 256 * 1024 * 1024
 
 _MAX_HEADER_BYTES = 100_000
 _TENSORS = ("mean_harmless", "mean_harmful", "heldout_harmless", "heldout_harmful")
+# absent for the mean difference, which is derived, and without a third prompt set
+_OPTIONAL = ("variant_unit", "mean_reference")
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors"
 """Folder of the vectors that ship with the project."""
@@ -37,7 +39,8 @@ def save_directions(directions: RefusalDirections, path: Path) -> None:
     Raises:
         EngineError: if the folder can't be written or the disk is full.
     """
-    tensors = {name: getattr(directions, name).contiguous() for name in _TENSORS}
+    present = [name for name in (*_TENSORS, *_OPTIONAL) if getattr(directions, name) is not None]
+    tensors = {name: getattr(directions, name).contiguous() for name in present}
     metadata = {**directions.metadata, "recommended_layer": str(directions.recommended_layer)}
     data = _ordered(save(tensors, metadata))
     try:
@@ -85,9 +88,10 @@ def load_directions(path: Path | str) -> RefusalDirections:
                 raise EngineError(bad)
             metadata = dict(file.metadata() or {})
             tensors = [file.get_tensor(name).float() for name in _TENSORS]
+            optional = {name: file.get_tensor(name).float() for name in _OPTIONAL if name in file.keys()}  # noqa: SIM118
         layer = int(metadata.pop("recommended_layer"))
     except (SafetensorError, KeyError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         if isinstance(error, EngineError):
             raise
         raise EngineError(bad) from None
-    return RefusalDirections(tensors[0], tensors[1], tensors[2], tensors[3], layer, metadata)
+    return RefusalDirections(tensors[0], tensors[1], tensors[2], tensors[3], layer, metadata, **optional)

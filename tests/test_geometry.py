@@ -8,8 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import ace_core as ace
 from ace_core import geometry
-from ace_core.methods import ACE, Addition, AffineAblation, Baseline, DirectionalAblation, Method
+from ace_core.methods import (
+    ACE,
+    METHODS,
+    REFERENCES,
+    Addition,
+    AffineAblation,
+    Baseline,
+    DirectionalAblation,
+    Method,
+    parse_method,
+)
 
 SHAPE = (2, 3, 16)
 
@@ -25,9 +36,11 @@ class Space:
         self.r = geometry.mean_difference(self.low_mean, self.high_mean)
         self.unit = geometry.unit_vector(self.r)
         self.low, self.high = float(self.low_mean @ self.unit), float(self.high_mean @ self.unit)
+        self.third_mean = 2 * torch.randn(SHAPE[-1], generator=draw)
+        self.third = float(self.third_mean @ self.unit)
 
     def edit(self, v: Tensor, method: Method) -> Tensor:
-        remove, add = method.affine(self.low, self.high)
+        remove, add = method.affine(self.low, self.high, self.third)
         ones = torch.ones(v.shape[0])
         return geometry.apply_edit(v, self.unit, remove * ones, add * ones)
 
@@ -110,6 +123,79 @@ def test_pooled_reference_multiplier_is_alpha_minus_one_half(space: Space, m: fl
     )
     assert close(theirs, space.edit(space.v, ACE(m + 0.5)))
     assert not close(theirs, space.edit(space.v, ACE(m)))
+
+
+@given(spaces, st.floats(-3, 3, allow_nan=False).map(lambda x: round(x, 3)))
+def test_ace_from_the_pooled_and_the_harmful_mean_is_ace_further_on(space: Space, m: float) -> None:
+    """The paper's public code is ACE from the pooled mean; half a class gap tells the two conventions apart."""
+    assert torch.equal(space.edit(space.v, ACE(m, "pooled")), space.edit(space.v, ACE(m + 0.5)))
+    assert torch.equal(space.edit(space.v, ACE(m, "harmful")), space.edit(space.v, ACE(m + 1.0)))
+    assert not close(space.edit(space.v, ACE(m, "pooled")), space.edit(space.v, ACE(m)))
+
+
+@given(spaces)
+def test_ace_zero_from_the_origin_is_directional_ablation_to_the_bit(space: Space) -> None:
+    assert ACE(0.0, "origin").affine(space.low, space.high) == DirectionalAblation().affine(space.low, space.high)
+    assert torch.equal(space.edit(space.v, ACE(0.0, "origin")), space.edit(space.v, DirectionalAblation()))
+    assert torch.equal(space.edit(space.v, ACE(0.0, "origin")), space.edit(space.v, ACE(-0.0, "origin")))
+    assert not torch.equal(space.edit(space.v, ACE(0.5, "origin")), space.edit(space.v, DirectionalAblation()))
+
+
+@given(spaces, coefficients, st.sampled_from(list(REFERENCES)))
+def test_every_reference_goes_to_its_point_and_then_alpha_class_gaps_on(space: Space, alpha: float, name: str) -> None:
+    points = {
+        "harmless": space.low_mean,
+        "pooled": 0.5 * (space.low_mean + space.high_mean),
+        "harmful": space.high_mean,
+        "origin": torch.zeros_like(space.low_mean),
+        "third": space.third_mean,
+    }
+    target = space.c(points[name].expand(1, 1, -1)) + alpha
+    method = parse_method(f"ace:{alpha!r}@{name}")
+    assert close(space.c(space.edit(space.v, method)), target.expand(SHAPE[:2]))
+    assert not close(space.c(space.edit(space.v, method)), target.expand(SHAPE[:2]) + 0.1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_pooled_reference_against_concept_erasure(seed: int) -> None:
+    """Its orthogonal eraser is ACE(0) from the pooled mean, and ACE(m) is the eraser plus (m - 0.5) r."""
+    package = pytest.importorskip("concept_erasure")
+    space = Space(seed)
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, 40, SHAPE[-1], generator=draw)
+    noise -= noise.mean(1, keepdim=True)
+    x = torch.cat([space.low_mean + noise[0], space.high_mean + noise[1]])
+    z = torch.arange(2.0).repeat_interleave(40)
+    eraser = package.LeaceFitter.fit(x.double(), z.double(), method="orth", svd_tol=1e-9).eraser
+    erased = eraser(space.v.double()).float()
+    assert close(space.edit(space.v, ACE(0.0, "pooled")), erased)
+    for m in (-1.0, 0.0, 0.7):
+        assert close(space.edit(space.v, ACE(m)), erased + (m - 0.5) * space.r)
+        assert close(space.edit(space.v, ACE(m, "pooled")), erased + m * space.r)
+        assert not close(space.edit(space.v, ACE(m)), erased + m * space.r)
+
+
+def test_references_are_read_and_checked() -> None:
+    assert parse_method("ace:0.5@pooled") == ACE(0.5, "pooled") != ACE(0.5)
+    assert parse_method(" ACE:1@Origin ") == ACE(1.0, "origin")
+    assert parse_method("ace@harmful", default_coefficient=0.0) == ACE(0.0, "harmful")
+    assert ACE(0.5).label == "ACE, α = 0.5" and ACE(0.5, "pooled").label == "ACE, α = 0.5 from the pooled mean"
+    for text, sentence in (
+        ("ace:0@nowhere", "Unknown reference point 'nowhere'"),
+        ("ace:0@", "Unknown reference point"),
+        ("ace@pooled", "needs a coefficient"),
+        ("addition:1@pooled", "takes no reference point"),
+        ("ablation@origin", "takes no reference point"),
+        ("ace:x@pooled", "not a number"),
+    ):
+        with pytest.raises(ace.EngineError, match=sentence):
+            parse_method(text)
+    with pytest.raises(ace.EngineError, match="no third set's mean"):
+        ACE(0.0, "third").affine(0.0, 1.0)
+    for name, cls in METHODS.items():
+        method = parse_method(name, default_coefficient=0.5)
+        assert method.affine(-1.0, 3.0) == method.affine(-1.0, 3.0, 7.0), name
+        assert isinstance(method, cls)
 
 
 @given(spaces, coefficients)

@@ -14,7 +14,7 @@ from conftest import tiny_directions
 from safetensors.torch import load_file, save_file
 
 import ace_core as ace
-from ace_core import store
+from ace_core import geometry, store
 
 
 def test_round_trip_is_exact_and_bytes_are_reproducible(tmp_path: Path) -> None:
@@ -28,6 +28,65 @@ def test_round_trip_is_exact_and_bytes_are_reproducible(tmp_path: Path) -> None:
     assert loaded.metadata == directions.metadata
     assert loaded.recommended_layer == directions.recommended_layer
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def with_variant(directions: ace.RefusalDirections) -> ace.RefusalDirections:
+    """Directions a little off the mean difference, and a third set's mean."""
+    draw = torch.Generator().manual_seed(0)
+    tilted = directions.unit + 0.05 * torch.randn(directions.unit.shape, generator=draw)
+    return replace(
+        directions,
+        variant_unit=geometry.unit_vector(tilted),
+        mean_reference=torch.randn(directions.unit.shape, generator=draw),
+        metadata={**directions.metadata, "variant": "imported"},
+    )
+
+
+def test_round_trip_with_a_variant_and_a_third_mean(tmp_path: Path) -> None:
+    directions = with_variant(tiny_directions("llama"))
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    ace.save_directions(directions, first)
+    loaded = store.load_directions(first)
+    ace.save_directions(loaded, second)
+    assert first.read_bytes() == second.read_bytes()
+    assert loaded.variant_unit is not None and loaded.mean_reference is not None
+    assert torch.equal(loaded.unit, directions.unit) and torch.equal(loaded.gap, directions.gap)
+    numbers = [(axis.low, axis.high, axis.third) for axis in (loaded.axis(1), directions.axis(1))]
+    assert numbers[0] == numbers[1] and None not in numbers[0]
+    assert loaded.variant == "imported"
+    plain = tmp_path / "plain.safetensors"
+    ace.save_directions(tiny_directions("llama"), plain)
+    assert set(load_file(plain)) == {"mean_harmless", "mean_harmful", "heldout_harmless", "heldout_harmful"}
+    assert not torch.equal(store.load_directions(plain).unit, loaded.unit)
+
+
+def test_shipped_files_are_written_back_to_the_byte(tmp_path: Path) -> None:
+    files = sorted(store.VECTORS.glob("*.safetensors"))
+    assert files
+    for file in files:
+        loaded = store.load_directions(file)
+        assert loaded.variant == "mean_difference" and loaded.variant_unit is loaded.mean_reference is None
+        ace.save_directions(loaded, tmp_path / file.name)
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: {**t, "variant_unit": t["variant_unit"] * 2}, "not unit vectors"),
+        (lambda t: {**t, "variant_unit": -t["variant_unit"]}, "does not point from harmless to harmful"),
+        (lambda t: {**t, "variant_unit": t["variant_unit"][:1]}, "shape of the class means"),
+        (lambda t: {**t, "variant_unit": t["variant_unit"] * float("inf")}, "not finite"),
+        (lambda t: {**t, "mean_reference": t["mean_reference"][:, :3]}, "shape of the class means"),
+        (lambda t: {**t, "mean_reference": t["mean_reference"] * float("nan")}, "not finite"),
+    ],
+)
+def test_foreign_variants_are_refused(change, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "v.safetensors"
+    ace.save_directions(with_variant(tiny_directions("llama")), path)
+    save_file({k: v.clone() for k, v in change(load_file(path)).items()}, path, {"recommended_layer": "1"})
+    with pytest.raises(ace.EngineError, match=sentence):
+        store.load_directions(path)
 
 
 def damaged(kind: str, good: Path) -> bytes:
