@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import ace_core as ace
+from ace_core.cli import main
+from ace_core.exchange import read_vectors
+from ace_core.store import load_directions
 from families import save_tiny
 
+NINTH = ("--harmful", "{bad}", "--harmless", "{good}", "--model", "{model}", "--block", "9")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,6 +30,19 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def lines(result: subprocess.CompletedProcess[str]) -> list[dict]:
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def inside(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command run in this process."""
+    capsys.readouterr()
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    finally:
+        logging.disable(logging.NOTSET)
+    out, err = capsys.readouterr()
+    return status, out, err
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +65,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     )  # fmt: skip
     events = lines(result)
     assert [e["event"] for e in events] == ["block"] * 4 + ["done"]
-    assert events[-1]["harmful_count"] == "8" and events[0]["auroc"] is not None
+    assert events[-1]["harmful_count"] == "6" and events[0]["auroc"] is not None
+    assert events[-1]["variant"] == "mean_difference" and "SHA-256" in events[-1]["split_rule"]
     return files
 
 
@@ -128,3 +149,153 @@ def test_bad_input_exits_2_with_one_sentence(tiny: dict[str, str], arguments: li
     assert result.returncode == 2
     assert sentence in result.stderr and "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def options(tiny: dict[str, str], *more: str) -> list[str]:
+    shared = ["--model", tiny["model"], "--precision", "float32", "--harmful", tiny["bad"], "--harmless", tiny["good"]]
+    return [*shared, *more]
+
+
+def test_extract_takes_variant_position_site_and_seed(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "v.safetensors"
+    chosen = ["--variant", "trimmed-mean", "--position", "mean", "--site", "input", "--seed", "4", "--out", str(out)]
+    status, text, said = inside(capsys, "extract", *options(tiny, *chosen, "--reference", tiny["good"], "--json"))
+    assert status == 0 and "prompts" in said
+    done = [json.loads(line) for line in text.splitlines()][-1]
+    fitted = load_directions(out)
+    assert done["variant"] == fitted.variant == "trimmed_mean" and fitted.site == "input"
+    assert "mean" in done["position"] and done["seed"] == "4" and done["reference_count"] == "10"
+    # another seed splits the sets anew
+    plain = load_directions(tiny["vectors"])
+    assert fitted.metadata["harmful_sha256"] != plain.metadata["harmful_sha256"]
+
+
+def test_extract_from_a_builtin_set_and_one_split(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Bad {i}", "split": "mine" if i < 6 else "other"} for i in range(9)]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("\n".join(map(json.dumps, rows)))
+    good = tmp_path / "good.jsonl"
+    good.write_text("\n".join(json.dumps({"prompt": f"Good {i}", "split": "mine"}) for i in range(6)))
+    out = tmp_path / "v.safetensors"
+    sets = ["--harmful", str(mine), "--harmless", str(good), "--split", "mine"]
+    status, text, _ = inside(
+        capsys, "extract", "--model", tiny["model"], "--precision", "float32", "--out", out, *sets, "--json"
+    )
+    done = json.loads(text.splitlines()[-1])
+    assert status == 0 and done["harmful_count"] == "5" and done["harmless_count"] == "5"
+
+
+def test_select_prints_one_object_a_candidate_and_the_recommendation(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "chosen.safetensors"
+    arguments = options(tiny, "--vectors", tiny["vectors"], "--part", "all", "--limit", "4")
+    status, text, said = inside(capsys, "select", *arguments, "--out", str(out), "--json")
+    events = [json.loads(line) for line in text.splitlines()]
+    assert status == 0 and "refuses none" in said
+    assert [e["event"] for e in events] == ["candidate"] * 4 + ["recommendation"]
+    final = events[-1]
+    assert [e["block"] for e in events[:-1] if not e["reason"]] == [final["recommended"]]
+    assert final["criterion"] == "cosmic" and final["baseline_harmful"] is None and final["tokens"]["ids"] == []
+    assert set(events[0]["effects"]) == {"ace", "ablation"} and events[0]["effects"]["ace"]["bypass"] is None
+    assert load_directions(out).recommended_layer == final["recommended"]
+    status, text, _ = inside(capsys, "select", *arguments, "--block", "1", "--block", "2", "--last", "0", "--kl", "99")
+    assert status == 0 and "recommended" in text and "Block" in text and not text.startswith("{")
+
+
+def test_inspect_shows_blocks_and_achieved_coordinates(
+    tiny: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(tiny, "--vectors", tiny["vectors"], "--limit", "2", "--block", "2", "--coefficient", "0.5")
+    status, text, _ = inside(capsys, "inspect", *arguments, "--json")
+    events = [json.loads(line) for line in text.splitlines()]
+    assert status == 0 and [e["event"] for e in events] == ["block"] * 4 + ["achieved"] * 2
+    assert [e["block"] for e in events if e.get("recommended")] == [load_directions(tiny["vectors"]).recommended_layer]
+    assert all(abs(e["achieved"] - 0.5) < 1e-3 and e["block"] == 2 for e in events[4:])
+    status, text, _ = inside(capsys, "inspect", *arguments)
+    assert status == 0 and "class gap" in text and "+0.5000" in text
+
+
+def test_export_writes_vector_and_card_and_says_what_it_cannot_carry(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "v.gguf"
+    status, text, _ = inside(
+        capsys, "export", "--vectors", tiny["vectors"], "--out", out, "--layer", "2", "--coefficient", "-0.5"
+    )
+    assert status == 0 and "activation addition only" in text
+    vector = read_vectors(out).vectors[2]
+    assert torch.allclose(vector, -0.5 * load_directions(tiny["vectors"]).direction[2])
+    assert "Refusal directions" in (tmp_path / "v.card.md").read_text("utf-8")
+    status, text, _ = inside(capsys, "export", "--vectors", tiny["vectors"], "--out", out, "--all-blocks", "--json")
+    assert json.loads(text)["blocks"] == [1, 2, 3] and json.loads(text)["dropped"] == [0]
+
+
+def test_import_describes_and_completes(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "v.gguf", tmp_path / "v.safetensors"
+    inside(capsys, "export", "--vectors", tiny["vectors"], "--out", file, "--layer", "2")
+    status, text, _ = inside(capsys, "import", file, "--json")
+    gap = float(load_directions(tiny["vectors"]).gap[2])
+    assert status == 0 and json.loads(text)["lengths"]["2"] == pytest.approx(gap, rel=1e-5)
+    status, text, _ = inside(capsys, "import", file)
+    assert status == 0 and "addition only" in text and not out.exists()
+    status, text, _ = inside(capsys, "import", file, *options(tiny, "--out", str(out), "--json"))
+    done = json.loads(text.splitlines()[-1])
+    assert status == 0 and done["variant"] == "imported"
+    completed = load_directions(out)
+    assert torch.allclose(completed.unit[2], load_directions(tiny["vectors"]).unit[2], atol=1e-5)
+    (answer,) = [
+        step.after[0][2, -1]
+        for step in ace.stream(ace.load_model(tiny["model"], precision="float32"), completed, "Hi", [ace.ACE(0.5)],
+                               layer=2, max_new_tokens=1)
+    ]  # fmt: skip
+    assert answer == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["extract", "--harmful", "magic", "--out", "v.safetensors"], "'magic' is no prompt set"),
+        (["extract", "--out", "v.safetensors", "--variant", "magic"], "magic"),
+        (["extract", "--out", "v.safetensors", "--position", "first"], "Unknown position"),
+        (["extract", "--harmful", "{bad}", "--harmless", "{bad}", "--out", "v.safetensors"], "in both sets"),
+        (["extract", "--harmful", "{good}", "--split", "x", "--out", "v.safetensors"], "no prompt in the split 'x'"),
+        (["select", "--method", "magic"], "No block can be chosen for 'magic'"),
+        (["select", "--kl", "-1"], "KL limit"),
+        (["select", "--last", "1"], "last blocks"),
+        (["select", "--part", "some"], "Unknown part"),
+        (["select", "--out", "v.bin"], "must end in"),
+        (["select", "--limit", "0"], "--limit"),
+        (["select", *NINTH], "candidate blocks"),
+        (["inspect", *NINTH], "out of range"),
+        (["inspect", "--vectors", "none.safetensors", "--model", "{model}"], "no vectors file"),
+        (["export", "--out", "v.bin", "--vectors", "{vectors}"], "must end in .gguf"),
+        (["export", "--out", "v.gguf", "--vectors", "{bad}"], "not a vectors file"),
+        (["export", "--out", "v.gguf", "--vectors", "{vectors}", "--layer", "0"], "no place for block 0"),
+        (["import", "none.pt"], "no file"),
+        (["import", "{bad}"], "no vectors file"),
+        (["import", "{bad}", "--model", "{model}"], "--out"),
+    ],
+)
+def test_bad_input_of_the_lab_exits_2_with_one_sentence(
+    tiny: dict[str, str],
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACE_CACHE", str(tmp_path))
+    if "{model}" in arguments and "--vectors" not in arguments and arguments[0] != "import":
+        arguments = [*arguments, "--vectors", "{vectors}"]
+    status, out, err = inside(capsys, *(a.format(**tiny) for a in arguments))
+    assert status == 2 and out == ""
+    assert sentence in err and "Traceback" not in err
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]

@@ -1,0 +1,50 @@
+"""Commands that make and measure the default model: train-default, evaluate-default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ace_core.cli.options import JsonOption, print_json, say
+from ace_core.cli.root import app
+
+__all__ = ["evaluate_default", "train_default"]
+
+
+@app.command("train-default")
+def train_default(
+    out: Annotated[Path | None, typer.Option(help="Folder of the adapter; default: the one that ships.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from an interrupted run.")] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts a set, for a trial.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the adapter that makes the embedded model refuse (about 40 minutes on two cores)."""
+    from ace_core.adapter import ADAPTER
+    from ace_core.training import train_default as train
+
+    report = train(out or ADAPTER, seed=seed, resume=resume, progress=say, limit=limit)
+    if as_json:
+        print_json({"event": "done", **report.to_json()})
+    else:
+        typer.echo(f"Adapter written to {out or ADAPTER}")
+
+
+@app.command("evaluate-default")
+def evaluate_default(
+    folder: Annotated[Path | None, typer.Option(help="Folder of the adapter; default: the one that ships.")] = None,
+    vectors: Annotated[Path | None, typer.Option(help="Where its vectors go; default: the file that ships.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts a set, for a trial.")] = None,
+) -> None:
+    """Fit the adapter's vectors, measure it on the test split and write its model card."""
+    from ace_core.adapter import ADAPTER
+    from ace_core.evaluation import evaluate_default as evaluate
+    from ace_core.model_card import write_card
+    from ace_core.training import read_report
+
+    place = folder or ADAPTER
+    report = read_report(place)
+    write_card(place, evaluate(place, vectors=vectors, progress=say, limit=limit), report)
+    typer.echo(f"Model card written to {place / 'README.md'}")
