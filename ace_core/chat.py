@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ace_core.errors import EngineError
+from ace_core.prompts import MAX_PROMPT_CHARACTERS
 
 __all__ = [
-    "MAX_PROMPT_CHARACTERS",
     "EndOfTurn",
     "check_prompt",
     "encode_prompt",
@@ -18,9 +18,6 @@ __all__ = [
     "template_digest",
     "token_texts",
 ]
-
-MAX_PROMPT_CHARACTERS = 4000
-"""Longest prompt accepted, in characters."""
 
 _SENTINEL = "\u2063prompt\u2063"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ace_core.errors import EngineError
 from ace_core.known_sets import KNOWN_SETS, KnownSet
-from ace_core.prompts import TEXT_COLUMNS, Prompt
+from ace_core.prompts import MAX_PROMPT_CHARACTERS, TEXT_COLUMNS, Prompt
 
 __all__ = ["HubPrompts", "load_hub_prompts"]
 
@@ -57,7 +57,7 @@ def load_hub_prompts(
     column: str | None = None,
     limit: int = 100_000,
     revision: str | None = None,
-    max_chars: int = 4_000,
+    max_chars: int = MAX_PROMPT_CHARACTERS,
     progress: Callable[[str, float | None], None] = lambda message, fraction: None,
 ) -> HubPrompts:
     """Read prompts from the hub without downloading the whole data set or running code of its author.

@@ -16,6 +16,7 @@ from ace_core.errors import EngineError
 
 __all__ = [
     "BUILTIN_NAMES",
+    "MAX_PROMPT_CHARACTERS",
     "TEXT_COLUMNS",
     "Prompt",
     "PromptFileError",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 BUILTIN_NAMES = ("harmful", "harmless", "lookalike", "multilingual")
+MAX_PROMPT_CHARACTERS = 4_000
+"""Longest prompt that is accepted, from a file, a data set or a person."""
+
 TEXT_COLUMNS = ("prompt", "text", "goal", "instruction", "question", "behavior", "query")
 """Names under which files and data sets hold prompts, the likeliest first."""
 _FOLDER = Path(__file__).resolve().parent.parent / "assets" / "prompts"
@@ -90,7 +94,7 @@ def read_prompts(
     column: str | None = None,
     max_bytes: int = 20_000_000,
     max_prompts: int = 100_000,
-    max_chars: int = 4_000,
+    max_chars: int = MAX_PROMPT_CHARACTERS,
 ) -> tuple[Prompt, ...]:
     """Read prompts from a .txt, .csv, .json or .jsonl file, or raise `PromptFileError`.
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ace_core.methods import METHODS, Method, parse_method
+from ace_core.prompts import MAX_PROMPT_CHARACTERS
 from ace_core.runs import Run, RunSettings
 
 __all__ = [
     "COEFFICIENT_RANGE",
     "FIELDS",
     "NEW_TOKENS_RANGE",
-    "PROMPT_CHARACTERS",
     "SCOPE_NAMES",
     "SEED_LIMIT",
     "TEMPERATURE_LIMIT",
@@ -25,7 +25,6 @@ __all__ = [
     "problems",
 ]
 
-PROMPT_CHARACTERS = 4000
 COEFFICIENT_RANGE = (-2.0, 2.5)
 NEW_TOKENS_RANGE = (8, 512)
 TEMPERATURE_LIMIT = 2.0
@@ -83,8 +82,10 @@ def problems(values: Mapping[str, Any], blocks: int) -> dict[str, str]:
     prompt = values["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
         found["prompt"] = "Type a prompt, or pick an example below."
-    elif len(prompt) > PROMPT_CHARACTERS:
-        found["prompt"] = f"The prompt has {len(prompt):,} characters: shorten it to {PROMPT_CHARACTERS:,} or fewer."
+    elif len(prompt) > MAX_PROMPT_CHARACTERS:
+        found["prompt"] = (
+            f"The prompt has {len(prompt):,} characters: shorten it to {MAX_PROMPT_CHARACTERS:,} or fewer."
+        )
     if values["scope"] not in list(SCOPE_NAMES):
         found["scope"] = "Choose which blocks to edit."
     if values["token_scope"] not in list(TOKEN_SCOPE_NAMES):
