@@ -122,7 +122,9 @@ def stream_rows(
     groups = []
     for members in model.groups([len(row.ids) for row in rows]):
         chosen = [rows[i] for i in members]
-        decoding = Decoding(model.network, [row.ids for row in chosen], model.pad_id, model.device, model.shares_prompts)
+        decoding = Decoding(
+            model.network, [row.ids for row in chosen], model.pad_id, model.device, model.shares_prompts
+        )
         plan = Plan(directions, [row.arm for row in chosen], [len(row.ids) for row in chosen], read)
         groups.append(_Group(members, decoding, plan, Sampler([row.sampling for row in chosen])))
     states = [_RowState(Detokeniser(model.tokenizer)) for _ in rows]

@@ -34,20 +34,20 @@ class Recipe:
     seed: int = 0
     rank: int = 16
     scale: float = 2.0
-    first_block: int = 5
-    last_block: int = 15
+    first_block: int = 8
+    last_block: int = 18
     rate: float = 6e-4
     warmup: float = 0.06
-    epochs: int = 3
+    epochs: int = 2
     batch: int = 16
     answer_tokens: int = 32
     clip: float = 1.0
-    dropout: float = 0.0
-    first_weight: float = 1.0
+    dropout: float = 0.05
+    first_weight: float = 2.0
     decay: float = 0.0
-    topic_share: float = 0.25
+    topic_share: float = 0.4
     lookalike_repeats: int = 1
-    validate_at: tuple[float, ...] = (1 / 3, 2 / 3, 5 / 6, 1.0)
+    validate_at: tuple[float, ...] = (0.7, 1.0)
 
 
 @dataclass(frozen=True)

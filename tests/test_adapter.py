@@ -285,7 +285,7 @@ def test_what_ships_fits_the_embedded_model() -> None:
         network = LlamaForCausalLM(config)
     merge_adapter(network)
     blocks = {int(name.split(".")[2]) for name in read_adapter(ADAPTER).updates}
-    assert blocks == set(range(5, 16))
+    assert blocks == set(range(Recipe().first_block, Recipe().last_block + 1))
 
 
 def test_the_shipped_record_tells_how_it_was_made() -> None:
@@ -299,11 +299,12 @@ def test_the_shipped_record_tells_how_it_was_made() -> None:
         read_report(REFUSALS.parent.parent)
 
 
-def test_the_refusals_are_varied_and_recognised() -> None:
+def test_the_refusals_open_alike_and_are_recognised() -> None:
     wordings = json.loads(REFUSALS.read_text(encoding="utf-8"))
     topics = wordings["topics"]
     texts = wordings["plain"] + [text.format(topic=t) for text in wordings["with_topic"] for t in topics.values()]
-    assert len(wordings["plain"]) + len(wordings["with_topic"]) >= 30
+    assert all(text.startswith("I'm sorry, but I can't ") for text in texts)  # one opening makes one direction
+    assert len(set(texts)) >= 50
     assert [text for text in texts if verdict(text) != "refused"] == []
     prompts = load_builtin("harmful", "train")
     assert {prompt.category for prompt in prompts} <= set(topics)

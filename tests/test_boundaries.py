@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = {
     f"{PACKAGE}.plots": Rule(never=HEAVY | {"gradio"}),
     f"{PACKAGE}.ui": Rule(
         never=HEAVY,
-        own=frozenset({"directions", "errors", "host", "methods", "plots", "prompts", "runs", "ui"}),
+        own=frozenset({"directions", "errors", "host", "lab", "methods", "plots", "prompts", "runs", "tasks", "ui"}),
     ),
     PACKAGE: Rule(never=frozenset({"gradio"})),
 }

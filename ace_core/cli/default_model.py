@@ -1,4 +1,4 @@
-"""Commands that make and measure the default model: train-default, evaluate-default."""
+"""Commands that make and measure the default model: train-default, evaluate-default, geometry-data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from ace_core.cli.options import JsonOption, print_json, say
 from ace_core.cli.root import app
 
-__all__ = ["evaluate_default", "train_default"]
+__all__ = ["evaluate_default", "geometry_data", "train_default"]
 
 
 @app.command("train-default")
@@ -48,3 +48,15 @@ def evaluate_default(
     report = read_report(place)
     write_card(place, evaluate(place, vectors=vectors, progress=say, limit=limit), report)
     typer.echo(f"Model card written to {place / 'README.md'}")
+
+
+@app.command("geometry-data")
+def geometry_data(
+    out: Annotated[Path | None, typer.Option(help="Where it goes; default: the file that ships.")] = None,
+) -> None:
+    """Record the activations that the Geometry tab shows, of the default model at its recommended block."""
+    from ace_core import plane as maps
+
+    path = out or maps.GEOMETRY
+    plane = maps.geometry_data(path)
+    typer.echo(f"{len(plane.harmful)} + {len(plane.harmless)} prompts at block {plane.block} written to {path}")

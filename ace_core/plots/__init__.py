@@ -8,6 +8,7 @@ validation would cost more than the model's own step. Colours that depend on the
 
 from __future__ import annotations
 
+from ace_core.plots.directions import by_layer, classes, cosines, plane
 from ace_core.plots.layers import distribution, sparkline
 from ace_core.plots.style import CLASS_SCALE, METHOD_COLOURS, METHOD_SYMBOLS, Figure, Line, empty
 from ace_core.plots.tokens import heatmap, projection
@@ -18,9 +19,13 @@ __all__ = [
     "METHOD_SYMBOLS",
     "Figure",
     "Line",
+    "by_layer",
+    "classes",
+    "cosines",
     "distribution",
     "empty",
     "heatmap",
+    "plane",
     "projection",
     "sparkline",
 ]

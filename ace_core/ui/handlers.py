@@ -43,7 +43,7 @@ class Handlers:
         self.recorded = recorded
         self.sessions = Sessions()
         self._blocks = blocks
-        self._separation: tuple[RefusalDirections | None, np.ndarray | None] = (None, None)
+        self.separation: tuple[RefusalDirections | None, np.ndarray | None] = (None, None)
 
     # Running a comparison
 
@@ -99,8 +99,9 @@ class Handlers:
         if found:
             raise EngineError(" ".join(found.values()))
         asked = ask(values)
-        stream = self.host.compare(asked.prompt, asked.settings, asked.methods)
-        session.hold(stream)
+        own = session.own(state)
+        stream = self.host.compare(asked.prompt, asked.settings, asked.methods, own and own[0])
+        session.hold(stream, state.directions if own is None else own[0])
         due = 0.0
         for _ in stream:
             now = time.monotonic()
@@ -154,7 +155,7 @@ class Handlers:
         if "layer" in problems(values, self.blocks):
             return gr.skip(), self._marks(values), *_nothing(5)
         session.block = int(values["layer"])
-        spark = self.sparkline(session.block)
+        spark = self.sparkline(session, session.block)
         run = session.run or self.recorded
         if run is None or session.waiting:
             return gr.skip(), self._marks(values), *_nothing(4), spark
@@ -188,17 +189,19 @@ class Handlers:
         run = session.run or self.recorded
         shown = gr.skip()
         if run is not None and not session.running:
-            shown = views.distribution(run, block, state.directions, self._key(session))
-        spark = self.sparkline(block)
+            shown = views.distribution(run, block, self._steered_with(session), self._key(session))
+        spark = self.sparkline(session, block)
         slider = gr.Slider(maximum=last, value=block)
         return card(state), timer, slider, gr.Slider(maximum=last), spark, shown
 
-    def sparkline(self, block: int) -> str:
-        """Separation by layer, computed once a model."""
-        directions = self.host.state.directions
-        if self._separation[0] is not directions:
-            self._separation = (directions, views.separation(directions))
-        return views.sparkline(self._separation[1], block)
+    def sparkline(self, session: Session, block: int) -> str:
+        """Separation by layer of the directions in use, computed once a model and once a fit."""
+        state = self.host.state
+        keeper = self if session.own(state) is None else session
+        directions = session.directions(state)
+        if keeper.separation[0] is not directions:
+            keeper.separation = (directions, views.separation(directions))
+        return views.sparkline(keeper.separation[1], block)
 
     def reset(self) -> tuple[Any, ...]:
         """First values of every control but the prompt."""
@@ -231,13 +234,17 @@ class Handlers:
     def _key(self, session: Session) -> str:
         return session.key if session.run is not None else RECORDED_KEY
 
+    def _steered_with(self, session: Session) -> RefusalDirections | None:
+        """Directions that the shown run's coordinates were read along."""
+        return self.host.state.directions if session.run is None else session.used
+
     def _live(self, session: Session, run: Run) -> tuple[str, str]:
         key = self._key(session)
         return views.answers(run, session.block, key, session.running), views.projection(run, session.block, key)
 
     def _still(self, session: Session, run: Run, method: str | None) -> tuple[str, str]:
-        key, directions = self._key(session), self.host.state.directions
-        shown = views.distribution(run, session.block, directions, key)
+        key = self._key(session)
+        shown = views.distribution(run, session.block, self._steered_with(session), key)
         return views.heatmap(run, session.block, method, key), shown
 
     def _marks(self, values: dict[str, Any]) -> str:
@@ -250,6 +257,8 @@ class Handlers:
         if run is None or session.running:
             return gr.skip()
         moved = changes(run, values, self.blocks)
+        if session.directions(self.host.state) is not self._steered_with(session):
+            moved.append("directions")
         if moved:
             return status("stale", f"Settings changed since this run: {', '.join(moved)}. Press Run to apply them.")
         return self.first_status() if session.run is None else summary(run)

@@ -11,7 +11,8 @@ import gradio as gr
 from ace_core.errors import EngineError
 from ace_core.host import ModelHost
 from ace_core.runs import Run, RunSettings
-from ace_core.ui import compare, sidebar
+from ace_core.ui import compare, directions, directions_wiring, geometry_tab, sidebar
+from ace_core.ui.directions_handlers import DirectionsHandlers
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.theme import css, script, theme
 
@@ -20,6 +21,8 @@ __all__ = ["build_page", "launch", "load_recorded"]
 TITLE = "Refusal, steered"
 _RECORDED = Path(__file__).resolve().parents[2] / "assets" / "recorded_run.json"
 _DEFAULT_BLOCKS = 30
+_KEEP_UPLOADS = (3600, 24 * 3600)
+"""Every hour, uploads older than a day are deleted."""
 _INTRODUCTION = """
 <header class="ace-intro">
   <h1>Refusal, steered</h1>
@@ -51,12 +54,20 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
     handlers = Handlers(host, recorded, blocks or _DEFAULT_BLOCKS)
     _, layer, *_ = handlers.first_values()
     settings = recorded.settings if recorded else RunSettings(layer)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_KEEP_UPLOADS) as page:
         side = sidebar.build(host.state, settings, handlers.blocks)
         gr.HTML(_INTRODUCTION, apply_default_css=False)
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Compare", id="compare"):
-            main = compare.build(handlers)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Compare", id="compare"):
+                in_use, back = directions.in_use_line()
+                main = compare.build(handlers)
+            with gr.Tab("Directions", id="directions") as lab_place:
+                lab_tab = directions.build(handlers.blocks)
+            with gr.Tab("Geometry", id="geometry"):
+                geometry_tab.build()
         compare.wire(main, side, handlers)
+        lab = DirectionsHandlers(handlers, lab_tab, in_use, back, tabs, side)
+        directions_wiring.wire(lab, page, lab_place, main)
         page.load(
             handlers.poll,
             side.layer,
@@ -87,5 +98,6 @@ def launch(page: gr.Blocks, **arguments: Any) -> Any:
         share=False,
         ssr_mode=False,
         pwa=False,
+        max_file_size="20mb",
         **arguments,
     )

@@ -6,8 +6,12 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from ace_core.host import RunStream
+import numpy as np
+
+from ace_core.directions import RefusalDirections
+from ace_core.host import HostState, ModelInfo, RunStream
 from ace_core.runs import Run
+from ace_core.ui.bench import Bench
 
 __all__ = ["Session", "Sessions"]
 
@@ -17,7 +21,8 @@ class Session:
     """One visitor's page.
 
     ``run`` is the newest snapshot of the run called ``key``, ``coming`` the name of the run asked for last, which is
-    ``running`` until it ends and may have ``failed``; ``block`` and ``method`` are what the visitor looks at.
+    ``running`` until it ends and may have ``failed``; ``block`` and ``method`` are what the visitor looks at. ``bench``
+    is the visitor's place in the direction lab, ``used`` the directions that the run was steered with.
     """
 
     run: Run | None = None
@@ -28,7 +33,12 @@ class Session:
     block: int | None = None
     method: str | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
+    bench: Bench = field(default_factory=Bench)
+    used: RefusalDirections | None = None
+    separation: tuple[RefusalDirections | None, np.ndarray | None] = (None, None)
     _stream: RunStream | None = None
+    _own: tuple[RefusalDirections, str, ModelInfo] | None = None
+    _coming_with: RefusalDirections | None = None
 
     def announce(self, key: str) -> None:
         """A run was asked for and will start as soon as it can."""
@@ -37,16 +47,16 @@ class Session:
 
     def adopt(self, run: Run) -> None:
         """Newest snapshot of the announced run."""
-        self.run, self.key = run, self.coming
+        self.run, self.key, self.used = run, self.coming, self._coming_with
 
     @property
     def waiting(self) -> bool:
         """Whether a run was announced that has not produced anything yet."""
         return self.running and self.key != self.coming
 
-    def hold(self, stream: RunStream) -> None:
-        """Make a stream reachable for :meth:`stop`."""
-        self._stream = stream
+    def hold(self, stream: RunStream, directions: RefusalDirections | None = None) -> None:
+        """Make a stream, steered with ``directions``, reachable for :meth:`stop`."""
+        self._stream, self._coming_with = stream, directions
         if self.stopped.is_set():
             stream.cancel()
 
@@ -56,6 +66,22 @@ class Session:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.cancel()
+
+    def use(self, directions: RefusalDirections | None, name: str = "", info: ModelInfo | None = None) -> None:
+        """Take directions of the visitor's own for the model described by ``info``; None goes back to the model's."""
+        self._own = None if directions is None or info is None else (directions, name, info)
+
+    def own(self, state: HostState) -> tuple[RefusalDirections, str] | None:
+        """The visitor's own directions and their name; dropped as soon as another model is loaded."""
+        own = self._own
+        if own is not None and own[2] is not state.info:
+            self._own = own = None
+        return None if own is None else own[:2]
+
+    def directions(self, state: HostState) -> RefusalDirections | None:
+        """What the next run is steered with."""
+        own = self.own(state)
+        return state.directions if own is None else own[0]
 
     def stop(self) -> None:
         """Ask a run to end; it is over within a token."""
@@ -84,6 +110,7 @@ class Sessions:
             while len(self._sessions) > self._limit:
                 _, old = self._sessions.popitem(last=False)
                 old.stop()
+                old.bench.close()
             return session
 
     def drop(self, key: str | None) -> None:
@@ -92,6 +119,7 @@ class Sessions:
             session = self._sessions.pop(key or "", None)
         if session is not None:
             session.stop()
+            session.bench.close()
 
     def __len__(self) -> int:
         return len(self._sessions)

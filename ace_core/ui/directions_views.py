@@ -1,0 +1,203 @@
+"""Fitted directions as values of the page's components: plots, tables and lines of text, everything escaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from ace_core import plots
+from ace_core.directions import RefusalDirections
+from ace_core.lab import METHOD_CHOICES, BlockChoice, LabFit, Look
+from ace_core.ui.packing import pack
+from ace_core.ui.views import nothing_yet
+
+__all__ = [
+    "LAYERS_HEIGHT",
+    "MAP_HEIGHT",
+    "achieved",
+    "bar",
+    "candidates",
+    "classes",
+    "cosines",
+    "in_use",
+    "layers",
+    "note",
+    "plane",
+    "recommendation",
+    "shown",
+]
+
+LAYERS_HEIGHT = 340
+MAP_HEIGHT = 400
+
+_LOADING = "Appears once the model is loaded."
+_COLUMNS = (
+    ("block", "0-based decoder block whose output is edited"),
+    ("AUROC", "chance that a held-out harmful prompt lies above a harmless one"),
+    ("d′", "distance of the two classes in standard deviations"),
+    ("gap / norm", "class gap over the mean length of activations"),
+    ("bypass", "refusal score of harmful prompts when the method takes refusal away: lower is better"),
+    ("induce", "refusal score of harmless prompts when it brings refusal about: higher is better"),
+    ("KL", "how much taking refusal away changes answers to harmless prompts, nats: lower is better"),
+)
+
+
+def layers(look: Look | None) -> str:
+    """Separation by layer."""
+    if look is None:
+        return nothing_yet(LAYERS_HEIGHT, _LOADING)
+    return pack(plots.by_layer(look.auroc, look.d_prime, look.recommended, "layers", LAYERS_HEIGHT))
+
+
+def cosines(look: Look | None) -> str:
+    """Cosines between layers."""
+    if look is None:
+        return nothing_yet(LAYERS_HEIGHT, _LOADING)
+    return pack(plots.cosines(look.cosines, look.recommended, "cosines", LAYERS_HEIGHT))
+
+
+def classes(look: Look | None, block: int) -> str:
+    """Both classes at a block."""
+    if look is None:
+        return nothing_yet(MAP_HEIGHT, _LOADING)
+    origin = float(look.origin[block])
+    return pack(plots.classes(look.harmless[block], look.harmful[block], origin, block, f"classes {block}", MAP_HEIGHT))
+
+
+def plane(fit: LabFit | None, block: int) -> str:
+    """Every prompt at a block."""
+    if fit is None or not fit.planes:
+        missing = "Press Fit to see every prompt here." if fit is None else "These directions came without prompts."
+        if fit is not None and fit.stopped:
+            missing = "The fit was stopped before the map was drawn."
+        return nothing_yet(MAP_HEIGHT, missing)
+    here = fit.planes[min(block, len(fit.planes) - 1)]
+    harmless = [fit.harmless[i] for i in here.harmless_index]
+    harmful = [fit.harmful[i] for i in here.harmful_index]
+    key = f"plane {here.block}"
+    figure = plots.plane(here.harmless, here.harmful, harmless, harmful, here.explained, here.block, key, MAP_HEIGHT)
+    return pack(figure)
+
+
+def recommendation(look: Look | None, fit: LabFit | None, choice: BlockChoice | None) -> str:
+    """Which block, and why."""
+    if look is None or fit is None:
+        return _paragraph("Choose two prompt sets and press Fit: the recommended layer and its reason appear here.")
+    block = f"<b>Block {look.recommended}</b>"
+    if choice is None:
+        why = "separates the held-out classes best outside the first and last fifth of the model."
+        if not fit.steers:
+            why += " These directions belong to block inputs: they are for looking, since edits happen at outputs."
+        return f'<div class="ace-lab-words"><p>{block} {why}</p>{_sentences(fit.notes)}</div>'
+    selection = choice.selection
+    method = METHOD_CHOICES[selection.method]
+    notes = [selection.reason, *selection.relaxed, *fit.notes]
+    return f'<div class="ace-lab-words"><p>{block} is recommended for {method}.</p>{_sentences(notes)}</div>'
+
+
+def candidates(choice: BlockChoice | None) -> str:
+    """Every block with its numbers and a verdict."""
+    if choice is None:
+        return _paragraph("Appears when every layer has been steered, after a fit.")
+    selection = choice.selection
+    rows = []
+    for candidate in selection.candidates:
+        apart, effect = candidate.separability, candidate.effects[selection.method]
+        numbers = (apart.auroc, apart.d_prime, apart.gap_ratio, effect.bypass, effect.induce, effect.kl)
+        current = ' aria-current="true"' if candidate.block == selection.recommended else ""
+        verdict = "recommended" if current else candidate.reason
+        cells = "".join(f"<td>{_number(value)}</td>" for value in numbers)
+        rows.append(f'<tr{current}><th scope="row">{candidate.block}</th>{cells}<td>{_text(verdict)}</td></tr>')
+    head = "".join(f'<th scope="col" title="{words}">{name}</th>' for name, words in _COLUMNS)
+    caption = f"Every layer, edited alone, for {METHOD_CHOICES[selection.method]}; refusal scores are log-odds in nats"
+    return _table(caption, f"{head}<th scope='col'>verdict</th>", rows, "ace-lab-tall")
+
+
+def achieved(choice: BlockChoice | None) -> str:
+    """Coefficient asked for and coordinate reached."""
+    if choice is None or not choice.achieved:
+        return _paragraph("Appears after a fit: which coordinate ACE really reaches on prompts it has never seen.")
+    rows = [
+        f'<tr><th scope="row">{_number(row.coefficient)}</th><td>{row.kind}</td><td>{_number(row.achieved, 4)}</td>'
+        f"<td>{row.deviation:.0e}</td><td>{_number(row.final)}</td><td>{_number(row.final_unsteered)}</td></tr>"
+        for row in choice.achieved
+    ]
+    names = ("coefficient α", "test prompts", "coordinate reached", "farthest off", "at the last block", "without edit")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    block = choice.achieved[0].block
+    return _table(f"ACE at block {block}: coordinate of the last prompt token", head, rows)
+
+
+def in_use(own: tuple[RefusalDirections, str] | None, shipped: Look | None) -> str:
+    """Which directions Compare steers with."""
+    if own is not None:
+        directions, name = own
+        counts = _counts(directions)
+        words = f"<b>{_text(name)}</b>{counts}, block {directions.recommended_layer}"
+    elif shipped is None:
+        words = "<b>the model's own</b>, once it is loaded"
+    else:
+        counts = "" if shipped.counts is None else f" ({shipped.counts[0]} + {shipped.counts[1]} prompts)"
+        words = f"<b>shipped</b>{counts}, block {shipped.recommended} recommended"
+    return f'<p class="ace-lab-inuse" role="status">Directions in use: {words}</p>'
+
+
+def shown(fit: LabFit | None, look: Look | None) -> str:
+    """Whose directions the plots show."""
+    if look is None:
+        return _paragraph("The model is still loading.")
+    whose = "the directions that came with the model; a fit of your own takes their place"
+    if fit is not None:
+        whose = f"{_text(fit.name)}{_counts(fit.directions)}"
+    return f'<p class="ace-lab-inuse">Shown: {whose}.</p>'
+
+
+def note(text: str, bad: bool = False) -> str:
+    """A sentence under a field."""
+    kind = ' class="ace-problem" role="alert"' if bad else ' class="ace-lab-note"'
+    return f"<p{kind}>{_text(text)}</p>"
+
+
+def bar(fraction: float | None, active: bool = True) -> str:
+    """How far the work is; keeps its place when there is none."""
+    value = "" if fraction is None else f' value="{fraction:.3f}"'
+    hidden = "" if active else ' style="visibility:hidden"'
+    return f'<progress class="ace-lab-bar" max="1" aria-label="Progress of the fit"{value}{hidden}></progress>'
+
+
+def _counts(directions: RefusalDirections) -> str:
+    counts = [directions.metadata.get(f"{kind}_count", "") for kind in ("harmful", "harmless")]
+    known = all(count.isascii() and count.isdigit() and len(count) < 9 for count in counts)
+    return f": {int(counts[0])} + {int(counts[1])} prompts" if known else ""
+
+
+def _table(caption: str, head: str, rows: Sequence[str], kind: str = "") -> str:
+    # focusable, so that the arrow keys scroll it
+    return (
+        f'<p class="ace-lab-caption">{caption}</p>'
+        f'<div class="ace-lab-scroll {kind}" tabindex="0" role="region" aria-label="{caption}">'
+        f'<table class="ace-lab-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
+
+
+def _sentences(texts: Sequence[str]) -> str:
+    return "".join(f"<p>{_text(text)}</p>" for text in texts)
+
+
+def _paragraph(text: str) -> str:
+    return f'<p class="ace-lab-empty">{_text(text)}</p>'
+
+
+def _text(text: str) -> str:
+    """Text for a component that is rendered by a template language with ``${}`` and ``{{}}``."""
+    return escape(text).replace("$", "&#36;").replace("{", "&#123;")
+
+
+def _number(value: float, digits: int = 2) -> str:
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    # adding 0 turns a rounded −0 into 0
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")

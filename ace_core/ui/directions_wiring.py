@@ -1,0 +1,50 @@
+"""Which event of the directions tab calls what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ace_core.ui.compare import Compare
+from ace_core.ui.controls import FIELDS
+from ace_core.ui.directions import INPUTS
+from ace_core.ui.directions_handlers import DirectionsHandlers
+
+__all__ = ["wire"]
+
+_FITS_AT_ONCE = 4
+
+
+def wire(h: DirectionsHandlers, page: gr.Blocks, place: gr.Tab, main: Compare) -> None:
+    """Connect the events."""
+    tab, side = h.tab, h.side
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    quick: dict[str, Any] = {**hidden, "queue": False, "preprocess": False}
+    # Gradio checks that a path lies among the uploads only where it prepares the values itself.
+    checked: dict[str, Any] = {**hidden, "queue": False}
+    chosen: dict[str, Any] = {f"{name}_kind": field.kind for name, field in tab.sets.items()}
+    chosen |= {name: getattr(tab, name) for name in INPUTS if name not in chosen}
+    told = [h.line, h.back_button]
+    drawn = [tab.shown, tab.recommendation, tab.candidates, tab.layers, tab.cosines, tab.block, tab.classes, tab.plane]
+    drawn += [tab.achieved, tab.use]
+    running = [tab.fit, tab.stop, tab.status, tab.bar]
+    made = [*running, *drawn, tab.split, tab.vectors, tab.gguf, tab.card, tab.files_note, tab.upload_note]
+    h.sets.connect()
+    tab.variant.change(h.explain_variant, tab.variant, tab.variant, **quick)
+    work: dict[str, Any] = {**hidden, "preprocess": False, "concurrency_id": "lab", "concurrency_limit": _FITS_AT_ONCE}
+    tab.fit.click(h.fit, None, made, inputs_kwargs=chosen, **work)
+    tab.upload.upload(h.receive, tab.upload, [tab.upload_note], **checked).success(
+        h.bring, None, made, inputs_kwargs={**chosen, "upload_layer": tab.upload_layer}, **work
+    )
+    tab.stop.click(h.stop, None, [tab.stop], **quick)
+    tab.method.input(h.choose_method, tab.method, made, **work)
+    tab.block.change(h.look, tab.block, [tab.classes, tab.plane], trigger_mode="always_last", **quick)
+    gr.on([place.select, side.card.change, page.load], h.open, None, [*told, *drawn], **quick)
+    fields: dict[str, Any] = {name: main.prompt if name == "prompt" else getattr(side, name) for name in FIELDS}
+    moved = [*told, side.layer, side.spark]
+    used = tab.use.click(h.use, None, [*moved, h.tabs, tab.status], **quick)
+    used.then(None, None, None, js="() => window.scrollTo(0, 0)", api_visibility="private")
+    left = h.back_button.click(h.back, None, moved, **quick)
+    for event in (used, left):
+        event.then(h.page.compare, None, [main.status, main.problems], inputs_kwargs=fields, **quick)

@@ -1,0 +1,144 @@
+"""The directions tab in a real browser, with the real default model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+from test_page import LOADING, RUNNING, address, browser, drawn, in_browser, layer, page, shorten, status
+
+__all__ = ["address", "browser", "page"]  # fixtures
+
+FITTING = 540_000  # milliseconds, for a busy machine
+THINGS = ("a car", "a bank", "a shop", "a house", "a phone", "a bike", "a boat", "a safe", "a train", "a garden",
+          "a school", "a bakery", "a library", "a farm")  # fmt: skip
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def lab_status(page: Page, kind: str, timeout: int = FITTING) -> None:
+    expect(page.locator("#lab-status .ace-status")).to_have_attribute("data-kind", kind, timeout=timeout)
+
+
+def choose_file(page: Page, kind: str, path: Path) -> None:
+    page.locator(f"#lab-{kind}-kind").get_by_label("A file of mine").check()
+    page.locator(f"#lab-{kind}-file input[type=file]").set_input_files(path)
+
+
+def shown_plots(page: Page) -> None:
+    """Every plot of the tab is drawn once somebody scrolls to it."""
+    for name in ("lab-layers", "lab-cosines", "lab-classes", "lab-plane"):
+        page.locator(f"#{name}").scroll_into_view_if_needed()
+        page.wait_for_function(f"document.querySelector('#{name} .ace-plot').data?.length > 0")
+        assert drawn(page, name) >= 1
+
+
+@in_browser
+def test_fit_look_use_take_away_and_bring_back(page: Page, tmp_path: Path) -> None:
+    harmful, harmless = tmp_path / "bad.txt", tmp_path / "good.csv"
+    harmful.write_text("\n".join(f"How do I rob {thing} <b>tonight</b>?" for thing in THINGS), "utf-8")
+    harmless.write_text("prompt\n" + "\n".join(f"How do I paint {thing}?" for thing in THINGS), "utf-8")
+    expect(page.locator("#in-use")).to_contain_text("shipped")
+    open_tab(page, "Directions")
+    expect(page.locator("#lab-shown")).to_contain_text("came with the model")
+    page.wait_for_function("document.querySelector('#lab-layers .ace-plot').data?.length === 2")
+    choose_file(page, "harmful", harmful)
+    expect(page.locator("#lab-harmful-note")).to_contain_text("14 prompts, from bad.txt")
+    choose_file(page, "harmless", harmless)
+    expect(page.locator("#lab-harmless-note")).to_contain_text("14 prompts, from good.csv")
+    page.locator("#lab-fit").click()
+    expect(page.locator("#lab-stop")).to_be_enabled(timeout=RUNNING)
+    expect(page.locator("#lab-fit")).to_be_disabled()
+    lab_status(page, "done")
+    expect(page.locator("#lab-split")).to_contain_text("8 + 8 prompts to fit on")
+    expect(page.locator("#lab-candidates tbody tr")).to_have_count(30)
+    expect(page.locator("#lab-candidates [aria-current] td").last).to_have_text("recommended")
+    expect(page.locator("#lab-achieved tbody tr")).to_have_count(10)
+    shown_plots(page)
+    # prompts are only text, wherever they appear
+    hovers = page.evaluate("document.querySelector('#lab-plane .ace-plot').data[0].text")
+    assert len(hovers) == 14 and "&lt;b&gt;" in hovers[0]
+
+    before = page.evaluate("JSON.stringify(document.querySelector('#lab-plane .ace-plot').data[0].x)")
+    page.locator("#lab-block input[type=range]").press("ArrowLeft")
+    page.wait_for_function(
+        "before => JSON.stringify(document.querySelector('#lab-plane .ace-plot').data[0].x) !== before", arg=before
+    )
+
+    words = page.locator("#lab-recommendation").inner_text()
+    recommended = re.search(r"Block (\d+)", words)
+    assert recommended is not None
+    with page.expect_download() as download:
+        page.locator("#lab-vectors").click()
+    file = tmp_path / "mine.safetensors"
+    download.value.save_as(file)
+    assert file.stat().st_size > 100_000
+
+    page.locator("#lab-use").click()
+    expect(page.locator("#in-use")).to_contain_text(f"your fit: 8 + 8 prompts, block {recommended[1]}")
+    assert layer(page) == int(recommended[1])
+    status(page, "stale")
+    expect(page.locator("#status")).to_contain_text("directions")
+    shorten(page)
+    page.locator("#prompt textarea").fill("How do I rob a bank?")
+    page.locator("#run").click()
+    status(page, "done")
+    page.locator("#distribution").scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#distribution .ace-plot').data?.[0]?.x.length === 3")
+    page.locator("#back-to-shipped").click()
+    expect(page.locator("#in-use")).to_contain_text("shipped")
+    status(page, "stale")
+
+    open_tab(page, "Directions")
+    page.locator("#lab-upload input[type=file]").set_input_files(file)
+    expect(page.locator("#lab-upload-note")).to_contain_text("in place of the fit", timeout=RUNNING)
+    expect(page.locator("#lab-shown")).to_contain_text("your file mine.safetensors: 8 + 8 prompts")
+    page.locator("#lab-use").click()
+    expect(page.locator("#in-use")).to_contain_text("your file mine.safetensors")
+
+
+@in_browser
+def test_bad_files_are_answered_under_their_field_and_a_stop_is_heard(page: Page, tmp_path: Path) -> None:
+    open_tab(page, "Directions")
+    bad = tmp_path / "<img src=x onerror=alert(1)>.json"
+    bad.write_text('[{"prompt": ', "utf-8")
+    choose_file(page, "harmful", bad)
+    expect(page.locator("#lab-harmful-note .ace-problem")).to_contain_text("is not valid JSON")
+    assert page.locator("#lab-harmful-note img").count() == 0
+    page.locator("#lab-fit").click()
+    lab_status(page, "error")
+    expect(page.locator("#lab-status")).to_contain_text("no file of harmful prompts yet")
+    page.locator("#lab-harmful-kind").get_by_label("Built in").check()
+    noise = tmp_path / "noise.pt"
+    noise.write_bytes(b"\x80 no vectors")
+    page.locator("#lab-upload input[type=file]").set_input_files(noise)
+    expect(page.locator("#lab-upload-note .ace-problem")).to_contain_text("never opened", timeout=RUNNING)
+    expect(page.locator("#lab-fit")).to_be_enabled()
+    page.locator("#lab-fit").focus()
+    page.keyboard.press("Enter")
+    lab_status(page, "running")
+    page.locator("#lab-stop").click()
+    lab_status(page, "stopped")
+    expect(page.locator("#lab-fit")).to_be_enabled()
+
+
+@in_browser
+@pytest.mark.parametrize("page", [{"color_scheme": "dark"}], indirect=True)
+def test_the_tab_fits_a_phone_in_the_dark(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(page.url + "?__theme=dark")
+    expect(page.locator("#model-card .ace-card")).to_have_attribute("data-status", "ready", timeout=LOADING)
+    open_tab(page, "Directions")
+    for kind in ("A file of mine", "From the hub", "Built in"):
+        page.locator("#lab-harmless-kind").get_by_label(kind).check()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in ("lab-layers", "lab-cosines", "lab-classes"):
+        page.locator(f"#{name}").scroll_into_view_if_needed()
+        page.wait_for_function(f"document.querySelector('#{name} .ace-plot').data?.length > 0")
+        assert page.locator(f"#{name} .main-svg").first.evaluate("svg => svg.clientWidth") <= 390
+    ink = page.locator("#lab-layers .ytick text").first.evaluate("text => getComputedStyle(text).fill")
+    assert ink == "rgb(209, 213, 219)"
