@@ -292,11 +292,22 @@ def test_your_point_is_dragged_with_the_mouse(page: Page) -> None:
     expect(tab(page).locator(".ace-geo-probe")).to_contain_text("coordinate 0.00 before")
 
 
+_SCROLL_SETTLES = """() => new Promise((done) => {
+    let last = -1, still = 0;
+    (function look() {
+        still = window.scrollY === last ? still + 1 : 0;
+        last = window.scrollY;
+        if (still > 20) done(); else requestAnimationFrame(look);
+    })();
+})"""
+
+
 @in_browser
 @pytest.mark.parametrize("page", [PHONE], indirect=True)
 def test_your_point_is_dragged_with_a_finger(page: Page) -> None:
     pick(page, "ace", "harmless", 0.5)
     tab(page).locator(".ace-geo-plot").scroll_into_view_if_needed()
+    page.evaluate(_SCROLL_SETTLES)
     start, end = drag_ends(page)
     scrolled = page.evaluate("window.scrollY")
     finger = page.context.new_cdp_session(page)

@@ -139,7 +139,7 @@ function build() {
     listen(parts.handle);
     const focused = plot.contains(document.activeElement);
     plot.replaceChildren(svg);
-    if (focused) parts.handle.focus();
+    if (focused) parts.handle.focus({ preventScroll: true });
 }
 
 // The class gap, and how far the coefficient goes, as lengths below the map.
@@ -305,6 +305,8 @@ function listen(handle) {
         handle.setPointerCapture(event.pointerId);
         grip = { x: event.clientX - px(state.probe.x), y: event.clientY - py(state.probe.y) };
     });
+    // A drag that leaves the handle's own box would scroll the page, touch-action or not.
+    handle.addEventListener('touchstart', (event) => event.preventDefault(), { passive: false });
     handle.addEventListener('pointermove', (event) => {
         if (!grip) return;
         const [sx, sy] = [event.clientX - grip.x, event.clientY - grip.y];
