@@ -26,7 +26,7 @@ class Bench:
 
     ``files`` are uploads by class, ``hub`` sets of the hub by class, and ``upload`` is a file of vectors; ``fit``, its
     ``choices`` of a block by method, of which that for ``method`` counts, and its ``look`` belong to the model that
-    ``info`` describes.
+    ``info`` describes. ``opened`` tells whether the visitor has been here at all.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class Bench:
     _task: Task[Any] | None = None
     _busy: threading.Lock = field(default_factory=threading.Lock)
     upload: Path | None = None
+    opened: bool = False
     _folder: Path | None = None
     _closed: bool = False
 

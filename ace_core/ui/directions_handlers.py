@@ -9,17 +9,16 @@ from typing import Any
 import gradio as gr
 
 from ace_core import lab
-from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.lab import LabFit, LabOptions, LabParts, LabRequest, Look
 from ace_core.tasks import Task
 from ace_core.ui import directions_views as show
 from ace_core.ui.bench import Bench
 from ace_core.ui.directions import DirectionsTab
+from ace_core.ui.directions_in_use import DirectionsInUse
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.prompt_sets import PromptSets
 from ace_core.ui.sessions import Session
-from ace_core.ui.sidebar import Sidebar
 from ace_core.ui.status import status
 
 __all__ = ["DirectionsHandlers"]
@@ -33,18 +32,12 @@ class DirectionsHandlers:
     Args:
         handlers: of the page.
         tab: components of the tab.
-        line, back: of Compare, which directions are in use and the way back.
-        tabs: of the page.
-        side: for the layer.
+        in_use: what Compare steers with.
     """
 
-    def __init__(
-        self, handlers: Handlers, tab: DirectionsTab, line: gr.HTML, back: gr.Button, tabs: gr.Tabs, side: Sidebar
-    ) -> None:
-        self.page, self._host, self.tab = handlers, handlers.host, tab
+    def __init__(self, handlers: Handlers, tab: DirectionsTab, in_use: DirectionsInUse) -> None:
+        self.page, self._host, self.tab, self.in_use = handlers, handlers.host, tab, in_use
         self.sets = PromptSets(handlers.sessions, tab.sets)
-        self.line, self.back_button, self.tabs, self.side = line, back, tabs, side
-        self._shipped: tuple[RefusalDirections | None, Look | None] = (None, None)
 
     def explain_variant(self, name: object) -> Any:
         """The variant's sentence."""
@@ -210,10 +203,11 @@ class DirectionsHandlers:
     def open(self, request: gr.Request) -> Update:
         """Draw the model's own directions until there is a fit, and say which ones are in use."""
         session, state = self._session(request), self._host.state
-        told = self._told(session)
+        session.bench.opened = True
+        told = self.in_use.told(session)
         if session.bench.current(state):
             return told
-        shipped = self._own_look()
+        shipped = self.in_use.shipped_look()
         drawn = {} if shipped is None else self._drawn(session, shipped.recommended)
         return {**told, **drawn, self.tab.use: gr.Button(interactive=False)}
 
@@ -247,7 +241,7 @@ class DirectionsHandlers:
         bench = session.bench
         if bench.current(self._host.state):
             return bench.look, bench.fit
-        return self._own_look(), None
+        return self.in_use.shipped_look(), None
 
     def _drawn(self, session: Session, block: int) -> Update:
         tab, (look, fit) = self.tab, self._seen(session)
@@ -266,54 +260,10 @@ class DirectionsHandlers:
             tab.achieved: show.achieved(choice),
         }
 
-    def _own_look(self) -> Look | None:
-        directions = self._host.state.directions
-        if self._shipped[0] is not directions:
-            self._shipped = (directions, None if directions is None else lab.look_at(directions))
-        return self._shipped[1]
-
-    # Using
-
-    def use(self, request: gr.Request) -> Update:
-        """Let Compare steer with the fit, at its recommended block."""
-        session, state = self._session(request), self._host.state
-        bench = session.bench
-        directions = bench.directions
-        if not bench.current(state) or directions is None or bench.fit is None or not bench.fit.steers:
-            return {self.tab.status: status("error", "There is nothing to use yet: press Fit first.")}
-        session.use(directions, bench.fit.name, state.info)
-        session.block = block = directions.recommended_layer
-        return {
-            **self._told(session),
-            self.side.layer: gr.Slider(value=block),
-            self.side.spark: self.page.sparkline(session, block),
-            self.tabs: gr.Tabs(selected="compare"),
-        }
-
-    def back(self, request: gr.Request) -> Update:
-        """Let Compare steer with the model's own directions again."""
-        session = self._session(request)
-        session.use(None)
-        look = self._own_look()
-        if look is None:
-            return self._told(session)
-        session.block = block = look.recommended
-        return {
-            **self._told(session),
-            self.side.layer: gr.Slider(value=block),
-            self.side.spark: self.page.sparkline(session, block),
-        }
-
     def tell(self, request: gr.Request) -> Update:
-        """Which directions are in use."""
-        return self._told(self._session(request))
-
-    def _told(self, session: Session) -> Update:
-        own = session.own(self._host.state)
-        return {
-            self.line: show.in_use(own, self._own_look()),
-            self.back_button: gr.Button(visible=own is not None),
-        }
+        """Which directions are in use; the tab is drawn only for those who look at it."""
+        session = self._session(request)
+        return self.open(request) if session.bench.opened else self.in_use.told(session)
 
     def _session(self, request: gr.Request) -> Session:
         return self.page.sessions.get(request.session_hash)

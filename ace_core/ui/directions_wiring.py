@@ -18,14 +18,15 @@ _FITS_AT_ONCE = 4
 
 def wire(h: DirectionsHandlers, page: gr.Blocks, place: gr.Tab, main: Compare) -> None:
     """Connect the events."""
-    tab, side = h.tab, h.side
+    tab, used = h.tab, h.in_use
+    side = used.side
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     quick: dict[str, Any] = {**hidden, "queue": False, "preprocess": False}
     # Gradio checks that a path lies among the uploads only where it prepares the values itself.
     checked: dict[str, Any] = {**hidden, "queue": False}
     chosen: dict[str, Any] = {f"{name}_kind": field.kind for name, field in tab.sets.items()}
     chosen |= {name: getattr(tab, name) for name in INPUTS if name not in chosen}
-    told = [h.line, h.back_button]
+    told = [used.line, used.back_button]
     drawn = [tab.shown, tab.recommendation, tab.candidates, tab.layers, tab.cosines, tab.block, tab.classes, tab.plane]
     drawn += [tab.achieved, tab.use]
     running = [tab.fit, tab.stop, tab.status, tab.bar]
@@ -40,11 +41,12 @@ def wire(h: DirectionsHandlers, page: gr.Blocks, place: gr.Tab, main: Compare) -
     tab.stop.click(h.stop, None, [tab.stop], **quick)
     tab.method.input(h.choose_method, tab.method, made, **work)
     tab.block.change(h.look, tab.block, [tab.classes, tab.plane], trigger_mode="always_last", **quick)
-    gr.on([place.select, side.card.change, page.load], h.open, None, [*told, *drawn], **quick)
+    place.select(h.open, None, [*told, *drawn], **quick)
+    gr.on([side.card.change, page.load], h.tell, None, [*told, *drawn], **quick)
     fields: dict[str, Any] = {name: main.prompt if name == "prompt" else getattr(side, name) for name in FIELDS}
     moved = [*told, side.layer, side.spark]
-    used = tab.use.click(h.use, None, [*moved, h.tabs, tab.status], **quick)
-    used.then(None, None, None, js="() => window.scrollTo(0, 0)", api_visibility="private")
-    left = h.back_button.click(h.back, None, moved, **quick)
-    for event in (used, left):
+    taken = tab.use.click(used.use, None, [*moved, used.tabs, tab.status], **quick)
+    taken.then(None, None, None, js="() => window.scrollTo(0, 0)", api_visibility="private")
+    left = used.back_button.click(used.back, None, moved, **quick)
+    for event in (taken, left):
         event.then(h.page.compare, None, [main.status, main.problems], inputs_kwargs=fields, **quick)

@@ -13,6 +13,7 @@ from ace_core.host import ModelHost
 from ace_core.runs import Run, RunSettings
 from ace_core.ui import compare, directions, directions_wiring, geometry_tab, sidebar
 from ace_core.ui.directions_handlers import DirectionsHandlers
+from ace_core.ui.directions_in_use import DirectionsInUse
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.theme import css, script, theme
 
@@ -66,8 +67,8 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
             with gr.Tab("Geometry", id="geometry"):
                 geometry_tab.build()
         compare.wire(main, side, handlers)
-        lab = DirectionsHandlers(handlers, lab_tab, in_use, back, tabs, side)
-        directions_wiring.wire(lab, page, lab_place, main)
+        used = DirectionsInUse(handlers, in_use, back, lab_tab.status, tabs, side)
+        directions_wiring.wire(DirectionsHandlers(handlers, lab_tab, used), page, lab_place, main)
         page.load(
             handlers.poll,
             side.layer,
