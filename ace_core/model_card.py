@@ -75,7 +75,7 @@ base's own answers (ratio {ratio:.2f}).
 ## Steering
 
 Directions are mean differences at the last token of the templated prompt (100 harmful and 100 harmless prompts of the
-fit split) of this merged model in float32. One block is edited at all positions. Recommended: **block {layer}**, chosen
+fit split) of this merged model. One block is edited at all positions. Recommended: **block {layer}**, chosen
 on the validation split among blocks {span} by effect (harmful answered under ACE 0, harmless refused under ACE 1);
 among blocks within a few percent of the best, the one whose origin lies furthest towards the harmful mean. There
 directional ablation, which sends every token to the origin, and ACE, which sends it to the harmless mean, differ most:
