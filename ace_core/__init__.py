@@ -9,7 +9,7 @@ from ace_core.arms import Arm
 from ace_core.comparison import load_directions, stream
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.extraction import fit_directions
+from ace_core.fitting.extraction import fit_directions
 from ace_core.generation import Row, Step, stream_rows
 from ace_core.methods import ACE, Addition, AffineAblation, Baseline, DirectionalAblation
 from ace_core.models import ChatModel, load_model, wrap

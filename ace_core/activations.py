@@ -15,8 +15,8 @@ from ace_core.blocks import hidden_of
 from ace_core.chat import check_prompt
 from ace_core.decoding import Decoding, equal_length_groups
 from ace_core.errors import EngineError
+from ace_core.fitting.positions import Position, template_ends
 from ace_core.models import ChatModel
-from ace_core.positions import Position, template_ends
 
 __all__ = [
     "SITES",
@@ -132,7 +132,7 @@ def position_activations(
     Args:
         model: a loaded model.
         prompts: what users say.
-        position: where in the prompt, see :mod:`ace_core.positions`.
+        position: where in the prompt, see :mod:`ace_core.fitting.positions`.
         site: ``output`` or ``input`` of the blocks.
         batch_size: rows a forward pass.
         seed: orders batches.

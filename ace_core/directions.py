@@ -76,8 +76,9 @@ class RefusalDirections:
         recommended_layer: 0-based block to steer by default.
         metadata: provenance, strings only (model id, template digest, prompt digests, position, site, variant, counts,
             versions).
-        variant_unit: ``(blocks, d)`` float32 unit vectors from harmless to harmful, see :mod:`ace_core.variants`; None
-            is the paper's mean difference, derived from the means and never stored.
+        variant_unit: ``(blocks, d)`` float32 unit vectors from harmless to harmful, see
+            :mod:`ace_core.fitting.variants`; None is the paper's mean difference, derived from the
+            means and never stored.
         mean_reference: ``(blocks, d)`` float32, a third prompt set's mean, for ACE's reference ``third``.
 
     Raises:
@@ -136,7 +137,7 @@ class RefusalDirections:
 
     @property
     def variant(self) -> str:
-        """Name of the way the directions were chosen, see :data:`ace_core.variants.VARIANTS`, or ``imported``."""
+        """Name of the way the directions were chosen, a name in :mod:`ace_core.fitting.variants` or ``imported``."""
         return "mean_difference" if self.variant_unit is None else self.metadata.get("variant", "unknown")
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from ace_core import chat
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.extraction import directions_for
+from ace_core.fitting.extraction import directions_for
 from ace_core.generation import Row, Step, stream_rows
 from ace_core.methods import Method
 from ace_core.models import ChatModel, Precision, load_model

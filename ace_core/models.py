@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ace_core import chat
-from ace_core.adapter import REFUSING_ID, merge_adapter
 from ace_core.blocks import find_blocks, verify_blocks
 from ace_core.decoding import batches_decode_alike, equal_length_groups, prompts_can_be_shared
+from ace_core.default_model.adapter import REFUSING_ID, merge_adapter
 from ace_core.directions import RefusalDirections
 from ace_core.embedded import EMBEDDED_ID, embedded_folder
 from ace_core.errors import EngineError

@@ -13,18 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ace_core import evaluation, training
-from ace_core.adapter import ADAPTER, CONFIG_NAME, WEIGHTS_NAME, merge_adapter, read_adapter, save_adapter
 from ace_core.answering import Tally, answer_all
+from ace_core.default_model import evaluation, training
+from ace_core.default_model.adapter import ADAPTER, CONFIG_NAME, WEIGHTS_NAME, merge_adapter, read_adapter, save_adapter
+from ace_core.default_model.evaluation import BlockEffect, choose_block, evaluate_models, perplexity
+from ace_core.default_model.lora import Example, Recipe, Trainer, answer_loss, shared_length
+from ace_core.default_model.model_card import model_card
+from ace_core.default_model.training import REFUSALS, TrainingReport, read_report, refusal_for, train_default
 from ace_core.errors import EngineError
-from ace_core.evaluation import BlockEffect, choose_block, evaluate_models, perplexity
-from ace_core.lora import Example, Recipe, Trainer, answer_loss, shared_length
 from ace_core.methods import ACE
-from ace_core.model_card import model_card
 from ace_core.models import ChatModel, load_model
 from ace_core.prompts import load_builtin
 from ace_core.scoring import verdict
-from ace_core.training import REFUSALS, TrainingReport, read_report, refusal_for, train_default
 from families import build_family, save_tiny
 
 RECIPE = Recipe(rank=4, first_block=1, last_block=2, rate=2e-2, epochs=6, batch=4)

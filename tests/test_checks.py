@@ -7,8 +7,8 @@ import functools
 import pytest
 from conftest import tiny_directions, tiny_model
 
-from ace_core.checks import CHECKS, CheckRow, run_checks
-from ace_core.faults import FAULTS
+from ace_core.checking.checks import CHECKS, CheckRow, run_checks
+from ace_core.checking.faults import FAULTS
 from ace_core.models import ChatModel
 from families import FAMILIES
 

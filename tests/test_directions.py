@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ace_core as ace
-from ace_core import extraction
 from ace_core.activations import Stopped, batches, recording
 from ace_core.directions import Separation, auroc, recommend_layer, separation
+from ace_core.fitting import extraction
 from ace_core.prompts import Prompt
 
 FEW = ["llama", "gemma2", "bloom", "gpt2", "mamba", "rwkv"]

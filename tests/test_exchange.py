@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ace_core as ace
-from ace_core.adapter import REFUSING_ID
+from ace_core.default_model.adapter import REFUSING_ID
 from ace_core.embedded import EMBEDDED_ID
 from ace_core.exchange import GGUFExport, ImportedVectors, export_gguf, imported, read_vectors, vector_card
 from ace_core.exchange.vectors import printable

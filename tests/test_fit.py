@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ace_core as ace
-from ace_core import collecting, extraction, filtering, geometry
+from ace_core import geometry
 from ace_core.activations import Stopped, TimeLeft, position_activations, recording
 from ace_core.answering import Answer
 from ace_core.arms import Arm
-from ace_core.collecting import ClassCollector, sampled_rows
-from ace_core.extraction import complete_directions
+from ace_core.fitting import collecting, extraction, filtering
+from ace_core.fitting.collecting import ClassCollector, sampled_rows
+from ace_core.fitting.extraction import complete_directions
+from ace_core.fitting.positions import Position, TemplateEnds, describe_position, parse_position, template_ends
+from ace_core.fitting.variants import VARIANTS
 from ace_core.models import ChatModel
-from ace_core.positions import Position, TemplateEnds, describe_position, parse_position, template_ends
-from ace_core.variants import VARIANTS
 from families import FAMILIES, tiny_tokenizer
 
 FEW = ["llama", "gemma2", "bloom", "gpt2", "mamba", "rwkv"]

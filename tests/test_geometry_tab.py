@@ -16,8 +16,8 @@ import torch
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from ace_core import geometry
+from ace_core.inspecting.plane import Plane, read_plane
 from ace_core.methods import ACE, REFERENCES, Method, parse_method
-from ace_core.plane import Plane, read_plane
 from ace_core.ui import geometry_tab
 from ace_core.ui.page import launch
 

@@ -20,10 +20,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from ace_core import hub_prompts as module
 from ace_core.errors import EngineError
-from ace_core.hub_prompts import load_hub_prompts
-from ace_core.known_sets import KNOWN_SETS
+from ace_core.prompts import hub as module
+from ace_core.prompts.hub import load_hub_prompts
+from ace_core.prompts.known_sets import KNOWN_SETS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -32,7 +32,7 @@ WORKER = """
 import json, sys
 from dataclasses import asdict
 from ace_core.errors import EngineError
-from ace_core.hub_prompts import load_hub_prompts
+from ace_core.prompts.hub import load_hub_prompts
 for line in sys.stdin:
     told = []
     try:

@@ -11,7 +11,7 @@ from conftest import HARMFUL, HARMLESS, tiny_directions, tiny_model
 
 import ace_core as ace
 from ace_core.activations import Stopped, last_token_activations
-from ace_core.inspection import (
+from ace_core.inspecting.inspection import (
     ACHIEVED_COEFFICIENTS,
     achieved_table,
     block_outputs,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ace_core import geometry
 from ace_core.errors import EngineError
+from ace_core.inspecting.plane import Plane, build_plane, frame, geometry_data, plane, read_plane, write_plane
 from ace_core.methods import ACE, Addition, AffineAblation, Baseline, DirectionalAblation, Method
-from ace_core.plane import Plane, build_plane, frame, geometry_data, plane, read_plane, write_plane
 
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "geometry.json"
 Sample = tuple[np.ndarray, np.ndarray]
@@ -205,7 +205,7 @@ def test_a_map_of_a_model_agrees_with_its_directions() -> None:
 
 
 def test_one_call_makes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ace_core.plane.directions_for", lambda model: tiny_directions("llama"))
+    monkeypatch.setattr("ace_core.inspecting.plane.directions_for", lambda model: tiny_directions("llama"))
     seen: list[tuple[int, int]] = []
     path = tmp_path / "geometry.json"
     made = geometry_data(path, tiny_model("llama"), progress=lambda done, total: seen.append((done, total)))

@@ -21,7 +21,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ace_core import prompts as module
 from ace_core.prompts import (
     BUILTIN_NAMES,
     Prompt,
@@ -32,6 +31,7 @@ from ace_core.prompts import (
     prompts_digest,
     read_prompts,
 )
+from ace_core.prompts import builtin as module
 
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "prompts"
 FORMS = {"imperative", "question", "story", "role", "list"}

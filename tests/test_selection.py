@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 import ace_core as ace
 from ace_core.activations import Stopped, recording
 from ace_core.answering import Answer
-from ace_core.block_effects import measure_blocks, shared_batches
 from ace_core.blocks import hidden_of, with_hidden
-from ace_core.effects import STEERING_PAIRS, cosmic_blocks, kl_divergence
-from ace_core.layer_choice import BlockScore, Thresholds, choose_layer
+from ace_core.choosing.block_effects import measure_blocks, shared_batches
+from ace_core.choosing.effects import STEERING_PAIRS, cosmic_blocks, kl_divergence
+from ace_core.choosing.layer_choice import BlockScore, Thresholds, choose_layer
+from ace_core.choosing.refusal_score import RefusalTokens, find_refusal_tokens, refusal_score, tokens_from_answers
+from ace_core.choosing.selection import select_from_effects, select_layer
 from ace_core.methods import Method
-from ace_core.refusal_score import RefusalTokens, find_refusal_tokens, refusal_score, tokens_from_answers
-from ace_core.selection import select_from_effects, select_layer
 
 FEW = ["llama", "gemma2", "bloom", "gpt2", "mamba", "rwkv"]
 IDS = (40, 77, 130)

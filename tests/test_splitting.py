@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ace_core import splitting as module
 from ace_core.errors import EngineError
 from ace_core.prompts import Prompt, duplicates_across, load_builtin
-from ace_core.splitting import PromptSplit, split_both, split_prompts
+from ace_core.prompts import splitting as module
+from ace_core.prompts.splitting import PromptSplit, split_both, split_prompts
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=12, max_size=60)
 SHARES = st.sampled_from([(0.6, 0.2, 0.2), (0.98, 0.01, 0.01), (0.01, 0.01, 0.98), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0)])

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ace_core as ace
-from ace_core import geometry, variants
-from ace_core.erasure import _inverse_times, leace_eraser
-from ace_core.variants import VARIANTS, variant_named
+from ace_core import geometry
+from ace_core.fitting import variants
+from ace_core.fitting.erasure import _inverse_times, leace_eraser
+from ace_core.fitting.variants import VARIANTS, variant_named
 
 ROTATION_FOLLOWS = ["mean_difference", "orthogonalised", "principal_component", "logistic_probe", "leace"]
 SHIFT_INVARIANT = [name for name in VARIANTS if name != "orthogonalised"]

@@ -54,7 +54,7 @@ def compare(
     """Answer PROMPT under several methods at once."""
     from ace_core.chat import check_prompt, token_texts
     from ace_core.comparison import stream
-    from ace_core.extraction import directions_for
+    from ace_core.fitting.extraction import directions_for
     from ace_core.methods import parse_method
     from ace_core.runs import RunBuilder, RunSettings, save_run
 
@@ -126,9 +126,9 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Verify on this model that steering is real and exact; exit status 1 if any check fails."""
-    from ace_core.checks import run_checks
-    from ace_core.extraction import directions_for
-    from ace_core.fast_mode import fast_mode_rows
+    from ace_core.checking.checks import run_checks
+    from ace_core.checking.fast_mode import fast_mode_rows
+    from ace_core.fitting.extraction import directions_for
     from ace_core.prompts import load_builtin
 
     loaded = load(model, precision, device, device_map)

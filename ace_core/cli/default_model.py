@@ -22,8 +22,8 @@ def train_default(
     as_json: JsonOption = False,
 ) -> None:
     """Train the adapter that makes the embedded model refuse (about 40 minutes on two cores)."""
-    from ace_core.adapter import ADAPTER
-    from ace_core.training import train_default as train
+    from ace_core.default_model.adapter import ADAPTER
+    from ace_core.default_model.training import train_default as train
 
     report = train(out or ADAPTER, seed=seed, resume=resume, progress=say, limit=limit)
     if as_json:
@@ -39,10 +39,10 @@ def evaluate_default(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts a set, for a trial.")] = None,
 ) -> None:
     """Fit the adapter's vectors, measure it on the test split and write its model card."""
-    from ace_core.adapter import ADAPTER
-    from ace_core.evaluation import evaluate_default as evaluate
-    from ace_core.model_card import write_card
-    from ace_core.training import read_report
+    from ace_core.default_model.adapter import ADAPTER
+    from ace_core.default_model.evaluation import evaluate_default as evaluate
+    from ace_core.default_model.model_card import write_card
+    from ace_core.default_model.training import read_report
 
     place = folder or ADAPTER
     report = read_report(place)
@@ -55,7 +55,7 @@ def geometry_data(
     out: Annotated[Path | None, typer.Option(help="Where it goes; default: the file that ships.")] = None,
 ) -> None:
     """Record the activations that the Geometry tab shows, of the default model at its recommended block."""
-    from ace_core import plane as maps
+    from ace_core.inspecting import plane as maps
 
     path = out or maps.GEOMETRY
     plane = maps.geometry_data(path)

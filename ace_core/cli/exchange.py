@@ -49,7 +49,7 @@ def export(
     """
     from ace_core.exchange import export_gguf, vector_card
     from ace_core.exchange.gguf_export import CAUTION
-    from ace_core.extraction import directions_for
+    from ace_core.fitting.extraction import directions_for
     from ace_core.store import load_directions
 
     if out.suffix != ".gguf":
@@ -98,7 +98,7 @@ def import_vectors(
     """
     from ace_core.cli.prompt_sets import both_parts
     from ace_core.exchange import read_vectors
-    from ace_core.extraction import complete_directions
+    from ace_core.fitting.extraction import complete_directions
     from ace_core.store import save_directions
 
     if model is not None and out is None:

@@ -32,7 +32,7 @@ from ace_core.cli.root import app
 from ace_core.errors import EngineError
 
 if TYPE_CHECKING:
-    from ace_core.selection import Candidate, Selection
+    from ace_core.choosing.selection import Candidate, Selection
 
 __all__ = ["inspect", "select"]
 
@@ -66,10 +66,10 @@ def select(
     as_json: JsonOption = False,
 ) -> None:
     """Measure what steering every block does and recommend the one where the method works."""
+    from ace_core.choosing.effects import STEERING_PAIRS
+    from ace_core.choosing.selection import Thresholds, select_layer
     from ace_core.cli.prompt_sets import chosen_texts
-    from ace_core.effects import STEERING_PAIRS
-    from ace_core.extraction import directions_for
-    from ace_core.selection import Thresholds, select_layer
+    from ace_core.fitting.extraction import directions_for
     from ace_core.store import save_directions
 
     thresholds = Thresholds(kl, induce, last)
@@ -125,8 +125,8 @@ def inspect(
 ) -> None:
     """Show every block's direction in numbers, and the coordinates that ACE really reaches."""
     from ace_core.cli.prompt_sets import chosen_texts
-    from ace_core.extraction import directions_for
-    from ace_core.inspection import ACHIEVED_COEFFICIENTS, achieved_table, cosine_map
+    from ace_core.fitting.extraction import directions_for
+    from ace_core.inspecting.inspection import ACHIEVED_COEFFICIENTS, achieved_table, cosine_map
 
     texts = chosen_texts(harmful, harmless, column, part, seed, limit)
     loaded = load(model, precision, device, device_map)

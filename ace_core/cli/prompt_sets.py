@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ace_core.cli.options import say
 from ace_core.errors import EngineError
-from ace_core.hub_prompts import load_hub_prompts
-from ace_core.known_sets import KNOWN_SETS
 from ace_core.prompts import BUILTIN_NAMES, Prompt, load_builtin, read_prompts
-from ace_core.splitting import PromptSplit, split_both
+from ace_core.prompts.hub import load_hub_prompts
+from ace_core.prompts.known_sets import KNOWN_SETS
+from ace_core.prompts.splitting import PromptSplit, split_both
 
 __all__ = ["PARTS", "both_parts", "chosen_texts", "read_set"]
 

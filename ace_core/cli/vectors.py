@@ -59,10 +59,10 @@ def extract(
 ) -> None:
     """Fit a model's refusal directions on two sets of prompts and write a vectors file."""
     from ace_core.cli.prompt_sets import both_parts, read_set
-    from ace_core.extraction import fit_directions
-    from ace_core.positions import parse_position
+    from ace_core.fitting.extraction import fit_directions
+    from ace_core.fitting.positions import parse_position
+    from ace_core.fitting.variants import variant_named
     from ace_core.store import save_directions
-    from ace_core.variants import variant_named
 
     if out.suffix != ".safetensors":
         raise EngineError(f"'{out.name}' must end in .safetensors: rename the output file.")

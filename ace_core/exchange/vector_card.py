@@ -6,7 +6,7 @@ import html
 import math
 import re
 
-from ace_core.adapter import REFUSING_ID
+from ace_core.default_model.adapter import REFUSING_ID
 from ace_core.directions import RefusalDirections
 from ace_core.embedded import EMBEDDED_ID
 from ace_core.exchange.vectors import printable

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ace_core.achieved import Achieved, achieved_table
 from ace_core.activations import TimeLeft
+from ace_core.choosing.refusal_score import RefusalTokens, find_refusal_tokens
+from ace_core.choosing.selection import Selection, select_layer
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
+from ace_core.inspecting.achieved import Achieved, achieved_table
 from ace_core.lab.fit import LabFit, progress_of
 from ace_core.models import ChatModel
-from ace_core.refusal_score import RefusalTokens, find_refusal_tokens
-from ace_core.selection import Selection, select_layer
 from ace_core.tasks import Task
 
 __all__ = ["METHOD_CHOICES", "BlockChoice", "choose_block"]

@@ -12,14 +12,14 @@ from ace_core.activations import Stopped, TimeLeft, position_activations
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.exchange import ImportedVectors
-from ace_core.extraction import fit_directions
-from ace_core.filtering import filter_by_behaviour
-from ace_core.inspection import Plane, plane
+from ace_core.fitting.extraction import fit_directions
+from ace_core.fitting.filtering import filter_by_behaviour
+from ace_core.fitting.variants import IMPORTED
+from ace_core.inspecting.inspection import Plane, plane
 from ace_core.lab.options import LabOptions
 from ace_core.lab.sets import LabParts
 from ace_core.models import ChatModel
 from ace_core.tasks import Task
-from ace_core.variants import IMPORTED
 
 __all__ = ["LabFit", "LabRequest", "fit_lab", "progress_of"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ace_core.directions import RefusalDirections
-from ace_core.inspection import class_coordinates, cosine_map
+from ace_core.inspecting.inspection import class_coordinates, cosine_map
 
 __all__ = ["Look", "look_at"]
 

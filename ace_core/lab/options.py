@@ -8,8 +8,8 @@ from typing import Any
 
 from ace_core.activations import SITES, Site
 from ace_core.errors import EngineError
-from ace_core.positions import POSITIONS, Position, parse_position
-from ace_core.variants import VARIANTS
+from ace_core.fitting.positions import POSITIONS, Position, parse_position
+from ace_core.fitting.variants import VARIANTS
 
 __all__ = ["LIMIT_RANGE", "POSITION_CHOICES", "SITE_CHOICES", "VARIANT_CHOICES", "LabOptions", "lab_options"]
 
@@ -34,7 +34,7 @@ class LabOptions:
     Args:
         seed: of the split and of samples.
         limit: most prompts of each class.
-        variant, position, site: see :func:`ace_core.extraction.fit_directions`.
+        variant, position, site: see :func:`ace_core.fitting.extraction.fit_directions`.
         behaving: keep only prompts on which the model behaves as their class says.
     """
 

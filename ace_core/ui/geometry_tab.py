@@ -51,7 +51,7 @@ _LETTERS = {
 }
 _MISSING = (
     '<p class="ace-geo-missing">The map of activations is missing or damaged: run <code>geometry_data</code> of '
-    "<code>ace_core.plane</code> to make it again.</p>"
+    "<code>ace_core.inspecting.plane</code> to make it again.</p>"
 )
 
 
@@ -86,7 +86,7 @@ def edits(low: float, high: float) -> list[Edit]:
 
 
 def load_map(path: Path = _FILE) -> dict[str, Any] | None:
-    """The map written by :func:`ace_core.plane.write_plane`, with the edits; None if there is none or it is damaged."""
+    """The map that :mod:`ace_core.inspecting.plane` wrote, with the edits; None if there is none or it is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         low, high = float(data["mean_harmless"][0]), float(data["mean_harmful"][0])

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import ace_core as ace
 from ace_core.activations import position_activations
-from ace_core.collecting import ClassCollector, collect
+from ace_core.fitting.collecting import ClassCollector, collect
 from ace_core.models import ChatModel
 from ace_core.prompts import load_builtin
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from ace_core.adapter import ADAPTER, WEIGHTS_NAME, save_adapter
 from ace_core.answering import Answer, Tally, answer_all, tally
+from ace_core.default_model.adapter import ADAPTER, WEIGHTS_NAME, save_adapter
+from ace_core.default_model.lora import BASE_ID, Example, Recipe, Trainer
 from ace_core.embedded import cache_folder
 from ace_core.errors import EngineError
-from ace_core.lora import BASE_ID, Example, Recipe, Trainer
 from ace_core.models import ChatModel, load_model
 from ace_core.prompts import Prompt, load_builtin, prompts_digest
 from ace_core.scoring import verdict

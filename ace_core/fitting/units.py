@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ace_core import geometry
 from ace_core.activations import Stopped
-from ace_core.collecting import ClassCollector
 from ace_core.errors import EngineError
-from ace_core.variants import Variant
+from ace_core.fitting.collecting import ClassCollector
+from ace_core.fitting.variants import Variant
 
 __all__ = ["check_vectors", "imported_units", "variant_units"]
 

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from ace_core.activations import Stopped, batches, recording
 from ace_core.arms import Arm
-from ace_core.decoding import Decoding
-from ace_core.directions import RefusalDirections, separation
-from ace_core.effects import (
+from ace_core.choosing.effects import (
     STEERING_PAIRS,
     BlockEffects,
     Effect,
@@ -22,10 +20,12 @@ from ace_core.effects import (
     cosmic_blocks,
     kl_divergence,
 )
+from ace_core.choosing.refusal_score import refusal_score
+from ace_core.decoding import Decoding
+from ace_core.directions import RefusalDirections, separation
 from ace_core.interventions import Plan
 from ace_core.methods import Baseline, Method
 from ace_core.models import ChatModel
-from ace_core.refusal_score import refusal_score
 
 __all__ = ["measure_blocks", "shared_batches"]
 
@@ -108,7 +108,7 @@ def measure_blocks(
         directions: fitted on it.
         harmful, harmless: prompts, at least one each.
         refusal_ids: refusal tokens; without any all refusal scores are NaN.
-        methods: keys of :data:`ace_core.effects.STEERING_PAIRS`.
+        methods: keys of :data:`ace_core.choosing.effects.STEERING_PAIRS`.
         blocks: which blocks to steer.
         batch_size: rows a forward pass.
         progress: called with a sentence and a fraction.

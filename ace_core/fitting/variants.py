@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_core.erasure import NO_DIRECTION, checked_classes, leace_eraser
 from ace_core.errors import EngineError
+from ace_core.fitting.erasure import NO_DIRECTION, checked_classes, leace_eraser
 
 __all__ = [
     "IMPORTED",
@@ -36,7 +36,7 @@ TRIM = 0.1
 """Share of prompts that the trimmed mean leaves out at each end of every coordinate."""
 
 IMPORTED = "imported"
-"""Name under which vectors of another tool appear; see :func:`ace_core.extraction.complete_directions`."""
+"""Name under which vectors of another tool appear; see :func:`ace_core.fitting.extraction.complete_directions`."""
 
 _PENALTY = 1.0
 _NEWTON_STEPS = 100
@@ -134,9 +134,9 @@ def leace(harmless: Tensor, harmful: Tensor) -> Tensor:
     """The axis along which LEACE reads, ``inverse(Sigma) (mu_plus - mu_minus)``, normalised (arXiv 2306.03819).
 
     LEACE itself is oblique: it reads along this axis and moves along the mean difference, see
-    :func:`ace_core.erasure.leace_eraser`. The one-formula edit of :mod:`ace_core.geometry` has one vector for both and
-    uses the reading axis, which is Fisher's discriminant. So an edit along it sets the reading exactly, but unlike the
-    eraser it leaves the class means apart at right angles to it.
+    :func:`ace_core.fitting.erasure.leace_eraser`. The one-formula edit of :mod:`ace_core.geometry` has one vector
+    for both and uses the reading axis, which is Fisher's discriminant. So an edit along it sets
+    the reading exactly, but unlike the eraser it leaves the class means apart at right angles to it.
     """
     low, high = checked_classes(harmless, harmful)
     return _oriented(leace_eraser(low, high).right, low, high)

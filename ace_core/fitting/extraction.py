@@ -15,16 +15,16 @@ from torch import Tensor
 from ace_core import geometry
 from ace_core.activations import SITES, Progress, Site, Stopped, TimeLeft
 from ace_core.chat import check_prompt
-from ace_core.collecting import ClassCollector, CoordinateCollector, collect, sampled_rows
 from ace_core.directions import RefusalDirections, recommend_layer
 from ace_core.embedded import cache_folder
 from ace_core.errors import EngineError
+from ace_core.fitting.collecting import ClassCollector, CoordinateCollector, collect, sampled_rows
+from ace_core.fitting.positions import Position, describe_position
+from ace_core.fitting.units import check_vectors, imported_units, variant_units
+from ace_core.fitting.variants import IMPORTED, VARIANTS, variant_named
 from ace_core.models import ChatModel
-from ace_core.positions import Position, describe_position
 from ace_core.prompts import Prompt, load_builtin, prompts_digest
 from ace_core.store import load_directions, save_directions, vectors_path
-from ace_core.units import check_vectors, imported_units, variant_units
-from ace_core.variants import IMPORTED, VARIANTS, variant_named
 
 __all__ = ["LEAST_STOPPED", "complete_directions", "directions_for", "fit_directions"]
 
@@ -58,16 +58,16 @@ def fit_directions(
 
     Without held-out prompts every fifth prompt of each set is held out (from five prompts on). Means are streamed in
     float64, so memory does not grow with the number of prompts; variants that need the activations themselves see at
-    most :data:`ace_core.collecting.MAX_SAMPLES` prompts a class, drawn from ``seed``.
+    most :data:`ace_core.fitting.collecting.MAX_SAMPLES` prompts a class, drawn from ``seed``.
 
     Args:
         model: the model.
         harmful, harmless: prompts to fit on.
         heldout_harmful, heldout_harmless: prompts to measure separation on.
-        variant: a key of :data:`ace_core.variants.VARIANTS`, or ``imported``, see :func:`complete_directions`.
+        variant: a key of :data:`ace_core.fitting.variants.VARIANTS`, or ``imported``, see :func:`complete_directions`.
         vectors: for the variant ``imported``.
         position: ``last`` token of the prompt (the paper), a negative number counting from its end, the last token of
-            the ``instruction``, or the ``mean`` over it; see :mod:`ace_core.positions`.
+            the ``instruction``, or the ``mean`` over it; see :mod:`ace_core.fitting.positions`.
         site: read at the ``output`` (the paper) or ``input`` (Arditi et al.) of each block. Edits happen at outputs, so
             directions of inputs are for comparison.
         reference: a third prompt set, for ACE's reference ``third``.

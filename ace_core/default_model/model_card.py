@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ace_core.answering import Tally
-from ace_core.evaluation import BlockEffect, Evaluation
-from ace_core.lora import BASE_ID
+from ace_core.default_model.evaluation import BlockEffect, Evaluation
+from ace_core.default_model.lora import BASE_ID
+from ace_core.default_model.training import TrainingReport
 from ace_core.methods import ACE, Addition, Baseline, DirectionalAblation
 from ace_core.prompts import load_builtin
-from ace_core.training import TrainingReport
 
 __all__ = ["effect_table", "model_card", "write_card"]
 

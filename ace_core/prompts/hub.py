@@ -10,8 +10,8 @@ from itertools import chain
 from typing import Any
 
 from ace_core.errors import EngineError
-from ace_core.known_sets import KNOWN_SETS, KnownSet
-from ace_core.prompts import MAX_PROMPT_CHARACTERS, TEXT_COLUMNS, Prompt
+from ace_core.prompts.known_sets import KNOWN_SETS, KnownSet
+from ace_core.prompts.sets import MAX_PROMPT_CHARACTERS, TEXT_COLUMNS, Prompt
 
 __all__ = ["HubPrompts", "load_hub_prompts"]
 
@@ -62,7 +62,7 @@ def load_hub_prompts(
 ) -> HubPrompts:
     """Read prompts from the hub without downloading the whole data set or running code of its author.
 
-    What is not given comes from :data:`ace_core.known_sets.KNOWN_SETS`, else it is picked: the split ``train``,
+    What is not given comes from :data:`ace_core.prompts.known_sets.KNOWN_SETS`, else it is picked: the split ``train``,
     ``test`` or ``validation`` and the first of the usual prompt columns. Where ``instruction`` is read beside an
     ``input`` (Alpaca and its kin), only rows whose input is empty are kept.
 

@@ -10,7 +10,7 @@ import torch
 
 from ace_core.activations import Progress, Stopped, recording
 from ace_core.arms import Arm
-from ace_core.block_effects import shared_batches
+from ace_core.choosing.block_effects import shared_batches
 from ace_core.decoding import Decoding
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError

@@ -12,8 +12,8 @@ from torch import Tensor
 from ace_core import geometry
 from ace_core.activations import Progress, Site, Stopped, position_activations
 from ace_core.directions import Moments
+from ace_core.fitting.positions import Position
 from ace_core.models import ChatModel
-from ace_core.positions import Position
 
 __all__ = ["MAX_SAMPLES", "ClassCollector", "Consumer", "CoordinateCollector", "collect", "sampled_rows"]
 

@@ -1,40 +1,19 @@
-"""Built-in prompt sets and a strict reader for prompt files that users bring along."""
+"""A strict reader for prompt files that users bring along."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from ace_core.errors import EngineError
+from ace_core.prompts.sets import MAX_PROMPT_CHARACTERS, TEXT_COLUMNS, Prompt
 
-__all__ = [
-    "BUILTIN_NAMES",
-    "MAX_PROMPT_CHARACTERS",
-    "TEXT_COLUMNS",
-    "Prompt",
-    "PromptFileError",
-    "display_prompts",
-    "duplicates_across",
-    "load_builtin",
-    "normalised",
-    "prompts_digest",
-    "read_prompts",
-]
+__all__ = ["PromptFileError", "read_prompts"]
 
-BUILTIN_NAMES = ("harmful", "harmless", "lookalike", "multilingual")
-MAX_PROMPT_CHARACTERS = 4_000
-"""Longest prompt that is accepted, from a file, a data set or a person."""
-
-TEXT_COLUMNS = ("prompt", "text", "goal", "instruction", "question", "behavior", "query")
-"""Names under which files and data sets hold prompts, the likeliest first."""
-_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "prompts"
 _FIELDS = ("id", "category", "form", "split", "label", "language")
 _MAX_COLUMNS = 1_000
 # More than any file of prompts within the limits holds; counted before anything is built from the text,
@@ -53,39 +32,6 @@ _OTHER_KINDS = (
 
 class PromptFileError(EngineError):
     """A prompt file cannot be used; the message is one sentence that says what to do."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One request to a model, with what is known about it."""
-
-    text: str
-    id: str = ""
-    category: str = ""
-    form: str = ""
-    split: str = ""
-    label: str = ""
-    language: str = "en"
-
-
-def load_builtin(name: str, split: str | None = None) -> tuple[Prompt, ...]:
-    """Return a built-in set, or one split of it; `label` is the file's own, else the set's name."""
-    if name not in BUILTIN_NAMES:
-        raise ValueError(f"Unknown prompt set {name!r}: choose one of {', '.join(BUILTIN_NAMES)}.")
-    prompts = _builtin(name)
-    if split is None:
-        return prompts
-    chosen = tuple(prompt for prompt in prompts if prompt.split == split)
-    if not chosen:
-        known = ", ".join(sorted({prompt.split for prompt in prompts}))
-        raise ValueError(f"The prompt set {name!r} has no split {split!r}: choose one of {known}.")
-    return chosen
-
-
-def display_prompts() -> tuple[Prompt, ...]:
-    """Return the short examples that the app offers to click on; `label` is their kind."""
-    rows = json.loads((_FOLDER / "display.json").read_text(encoding="utf-8"))
-    return tuple(Prompt(text=row["text"], label=row["kind"]) for row in rows)
 
 
 def read_prompts(
@@ -115,33 +61,6 @@ def read_prompts(
         return tuple(prompts)
     except _BadFileError as problem:
         raise PromptFileError(f"Cannot use {path.name!r}: {problem}.") from problem.__cause__
-
-
-def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """Return the SHA-256 (hex) of the texts in their order."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        data = prompt.text.encode("utf-8")
-        # The length keeps ("ab", "c") and ("a", "bc") apart.
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
-
-
-def duplicates_across(a: Iterable[Prompt], b: Iterable[Prompt]) -> tuple[str, ...]:
-    """Return the texts of `a`, each once, that `b` holds too when case and white space are ignored."""
-    seen = {normalised(prompt.text) for prompt in b}
-    return tuple({key: prompt.text for prompt in a if (key := normalised(prompt.text)) in seen}.values())
-
-
-@cache
-def _builtin(name: str) -> tuple[Prompt, ...]:
-    prompts = read_prompts(_FOLDER / f"{name}.jsonl", column="text")
-    return tuple(replace(prompt, label=prompt.label or name) for prompt in prompts)
-
-
-def normalised(text: str) -> str:
-    """`text` with case and white space evened out, by which prompts are called equal."""
-    return " ".join(text.casefold().split())
 
 
 class _BadFileError(Exception):

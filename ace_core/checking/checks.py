@@ -1,7 +1,8 @@
 """The self-check: is steering real and exact on *this* model?
 
-Each check measures one equivalence and compares it with a bound. :mod:`ace_core.faults` holds deliberate mistakes
-in the edits; a check that can't tell a fault from the truth is worth nothing, so tests run every check against them.
+Each check measures one equivalence and compares it with a bound. :mod:`ace_core.checking.faults` holds deliberate
+mistakes in the edits; a check that can't tell a fault from the truth is worth nothing, so tests run every
+check against them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from ace_core.activations import recording
 from ace_core.arms import Arm, edited_positions
+from ace_core.checking.faults import Fault
 from ace_core.decoding import Decoding
 from ace_core.directions import RefusalDirections
-from ace_core.faults import Fault
 from ace_core.interventions import Plan
 from ace_core.methods import ACE, Addition, AffineAblation, DirectionalAblation, Method
 from ace_core.models import ChatModel

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ace_core.achieved import ACHIEVED_COEFFICIENTS, Achieved, achieved_table
 from ace_core.activations import Progress, Stopped, batches, recording
 from ace_core.decoding import Decoding
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
+from ace_core.inspecting.achieved import ACHIEVED_COEFFICIENTS, Achieved, achieved_table
 from ace_core.models import ChatModel
 
 __all__ = [

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from ace_core.adapter import ADAPTER, REFUSING_ID, merge_adapter
 from ace_core.answering import Answer, Tally, answer_all, tally
 from ace_core.arms import Arm
+from ace_core.default_model.adapter import ADAPTER, REFUSING_ID, merge_adapter
+from ace_core.default_model.lora import Example, answer_loss, shared_length
 from ace_core.directions import RefusalDirections
-from ace_core.extraction import fit_directions
-from ace_core.lora import Example, answer_loss, shared_length
+from ace_core.fitting.extraction import fit_directions
 from ace_core.methods import ACE, Addition, Baseline, DirectionalAblation, Method
 from ace_core.models import ChatModel, load_model, pack_for_cpu, wrap
 from ace_core.prompts import load_builtin

@@ -32,7 +32,7 @@ __all__ = [
     "save_adapter",
 ]
 
-ADAPTER = Path(__file__).resolve().parent.parent / "assets" / "adapter"
+ADAPTER = Path(__file__).resolve().parents[2] / "assets" / "adapter"
 """Folder of the adapter that ships with the project."""
 
 REFUSING_ID = f"{EMBEDDED_ID}-refusing"

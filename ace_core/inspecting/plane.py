@@ -19,13 +19,13 @@ import numpy as np
 from ace_core.activations import Progress, position_activations
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.extraction import directions_for
+from ace_core.fitting.extraction import directions_for
 from ace_core.models import ChatModel, load_model
 from ace_core.prompts import load_builtin
 
 __all__ = ["GEOMETRY", "Frame", "Plane", "build_plane", "frame", "geometry_data", "plane", "read_plane", "write_plane"]
 
-GEOMETRY = Path(__file__).resolve().parent.parent / "assets" / "geometry.json"
+GEOMETRY = Path(__file__).resolve().parents[2] / "assets" / "geometry.json"
 """The map of the default model that ships."""
 
 _MAX_BYTES = 60_000

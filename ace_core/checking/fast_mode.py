@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ace_core.activations import recording
-from ace_core.checks import CheckRow
+from ace_core.checking.checks import CheckRow
 from ace_core.directions import RefusalDirections
 from ace_core.models import ChatModel
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ace_core.errors import EngineError
-from ace_core.prompts import Prompt, duplicates_across, normalised
+from ace_core.prompts.sets import Prompt, duplicates_across, normalised
 
 __all__ = ["PromptSplit", "split_both", "split_prompts"]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ace_core.block_effects import measure_blocks
+from ace_core.choosing.block_effects import measure_blocks
+from ace_core.choosing.effects import STEERING_PAIRS, BlockEffects, Effect, Separability
+from ace_core.choosing.layer_choice import DEFAULT_THRESHOLDS, BlockScore, Thresholds, choose_layer
+from ace_core.choosing.refusal_score import RefusalTokens, find_refusal_tokens
 from ace_core.directions import RefusalDirections
-from ace_core.effects import STEERING_PAIRS, BlockEffects, Effect, Separability
 from ace_core.errors import EngineError
-from ace_core.layer_choice import DEFAULT_THRESHOLDS, BlockScore, Thresholds, choose_layer
 from ace_core.models import ChatModel
-from ace_core.refusal_score import RefusalTokens, find_refusal_tokens
 
 __all__ = ["Candidate", "Selection", "Thresholds", "select_from_effects", "select_layer"]
 
@@ -44,7 +44,7 @@ class Selection:
     """Every candidate with its numbers, and exactly one recommendation.
 
     Args:
-        method: what the recommendation is for, see :data:`ace_core.effects.STEERING_PAIRS`.
+        method: what the recommendation is for, see :data:`ace_core.choosing.effects.STEERING_PAIRS`.
         recommended: 0-based decoder block.
         reason: why, in words.
         relaxed: one sentence a step by which limits gave way; empty if they held.

@@ -1,0 +1,1 @@
+"""Choosing the block to steer, with reasons."""

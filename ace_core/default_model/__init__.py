@@ -1,0 +1,1 @@
+"""The embedded model that refuses: training, measuring and merging its adapter."""

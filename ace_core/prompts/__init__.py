@@ -1,0 +1,26 @@
+"""Prompt sets: built in, from files and from the hub, and how they are split."""
+
+from ace_core.prompts.builtin import BUILTIN_NAMES, display_prompts, load_builtin
+from ace_core.prompts.files import PromptFileError, read_prompts
+from ace_core.prompts.sets import (
+    MAX_PROMPT_CHARACTERS,
+    TEXT_COLUMNS,
+    Prompt,
+    duplicates_across,
+    normalised,
+    prompts_digest,
+)
+
+__all__ = [
+    "BUILTIN_NAMES",
+    "MAX_PROMPT_CHARACTERS",
+    "TEXT_COLUMNS",
+    "Prompt",
+    "PromptFileError",
+    "display_prompts",
+    "duplicates_across",
+    "load_builtin",
+    "normalised",
+    "prompts_digest",
+    "read_prompts",
+]

@@ -1,0 +1,42 @@
+"""The prompt sets that come with the project."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from ace_core.prompts.files import read_prompts
+from ace_core.prompts.sets import Prompt
+
+__all__ = ["BUILTIN_NAMES", "display_prompts", "load_builtin"]
+
+BUILTIN_NAMES = ("harmful", "harmless", "lookalike", "multilingual")
+_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "prompts"
+
+
+def load_builtin(name: str, split: str | None = None) -> tuple[Prompt, ...]:
+    """Return a built-in set, or one split of it; `label` is the file's own, else the set's name."""
+    if name not in BUILTIN_NAMES:
+        raise ValueError(f"Unknown prompt set {name!r}: choose one of {', '.join(BUILTIN_NAMES)}.")
+    prompts = _builtin(name)
+    if split is None:
+        return prompts
+    chosen = tuple(prompt for prompt in prompts if prompt.split == split)
+    if not chosen:
+        known = ", ".join(sorted({prompt.split for prompt in prompts}))
+        raise ValueError(f"The prompt set {name!r} has no split {split!r}: choose one of {known}.")
+    return chosen
+
+
+def display_prompts() -> tuple[Prompt, ...]:
+    """Return the short examples that the app offers to click on; `label` is their kind."""
+    rows = json.loads((_FOLDER / "display.json").read_text(encoding="utf-8"))
+    return tuple(Prompt(text=row["text"], label=row["kind"]) for row in rows)
+
+
+@cache
+def _builtin(name: str) -> tuple[Prompt, ...]:
+    prompts = read_prompts(_FOLDER / f"{name}.jsonl", column="text")
+    return tuple(replace(prompt, label=prompt.label or name) for prompt in prompts)
