@@ -1,0 +1,1 @@
+"""Sweeps: methods, coefficients, layers and prompt sets, scored and reported."""
