@@ -18,7 +18,7 @@ from ace_core.interventions import Plan, Readings
 from ace_core.models import ChatModel
 from ace_core.sampling import Sampler, Sampling
 
-__all__ = ["MAX_ROWS", "Row", "Step", "stream_rows"]
+__all__ = ["MAX_ROWS", "Row", "Step", "Transcript", "stream_rows"]
 
 MAX_ROWS = 64
 """Cap on the rows of one stream."""
@@ -45,7 +45,7 @@ class Step:
             ``(blocks, positions)``: all prompt tokens at index 0, then the token chosen one step earlier.
             Rows that had stopped have zero positions.
         stop: per row None, or why it stopped at this step: ``end`` of the answer, a ``stop`` string, ``length``,
-            ``cancelled``.
+            ``cancelled``, or ``nan`` where the model produced numbers that choose no token.
     """
 
     index: int
@@ -64,16 +64,6 @@ class Step:
             if array.shape[1]:
                 out[row] = array[:, -1]
         return out
-
-
-@dataclass
-class _RowState:
-    """What changes for one row while it runs."""
-
-    detokeniser: Detokeniser
-    held: str = ""
-    chosen: int = 0
-    stopped: bool = False
 
 
 @dataclass
@@ -127,38 +117,93 @@ def stream_rows(
         )
         plan = Plan(directions, [row.arm for row in chosen], [len(row.ids) for row in chosen], read)
         groups.append(_Group(members, decoding, plan, Sampler([row.sampling for row in chosen])))
-    states = [_RowState(Detokeniser(model.tokenizer)) for _ in rows]
-    index = 0
-    while not all(state.stopped for state in states):
-        step = _Frame(len(rows))
-        halt = cancelled()
+    transcript = Transcript(model, rows)
+    while running := set(transcript.running):
+        if cancelled():
+            yield transcript.halt("cancelled")
+            return
         for group in groups:
-            running = [row for row in group.rows if not states[row].stopped]
-            if halt:
-                for row in running:
-                    states[row].stopped, step.stop[row] = True, "cancelled"
-                    step.text[row] = states[row].held + states[row].detokeniser.flush()
+            if running.isdisjoint(group.rows):
                 continue
-            if not running:
-                continue
-            if index:
-                last = [states[row].chosen for row in group.rows]
+            first = transcript.index == 0
+            if not first:
+                last = [transcript.chosen(row) for row in group.rows]
                 group.decoding.advance(torch.tensor(last, device=model.device))
-            logits, readings = _forward(group, model, first=index == 0)
+            logits, readings = _forward(group, model, first)
             tokens = group.sampler(logits)
             width = readings.before.shape[-1]
             for member, row in enumerate(group.rows):
-                state = states[row]
-                if state.stopped:
-                    continue
-                pads = width - len(rows[row].ids) if index == 0 and width else 0
-                step.before[row] = readings.before[member][:, pads:]
-                step.after[row] = readings.after[member][:, pads:]
-                state.chosen = tokens[member]
-                step.tokens[row] = tokens[member]
-                step.text[row], step.stop[row] = _settle(model, state, rows[row].sampling, index)
-        yield step.freeze(index)
-        index += 1
+                if row in running:
+                    pads = width - len(rows[row].ids) if first and width else 0
+                    before, after = readings.before[member][:, pads:], readings.after[member][:, pads:]
+                    transcript.add(row, tokens[member], before, after)
+        yield transcript.step()
+
+
+@dataclass
+class _RowState:
+    """What changes for one row while it runs."""
+
+    detokeniser: Detokeniser
+    held: str = ""
+    chosen: int = 0
+    stopped: bool = False
+
+
+class Transcript:
+    """What the rows of one stream have chosen so far, told as steps.
+
+    Whoever runs the model calls :meth:`add` for every running row of a forward pass, then :meth:`step`.
+
+    Args:
+        model: for its tokenizer and what ends an answer.
+        rows: the rows of the stream.
+    """
+
+    def __init__(self, model: ChatModel, rows: Sequence[Row]) -> None:
+        self._model, self._rows = model, tuple(rows)
+        self._states = [_RowState(Detokeniser(model.tokenizer)) for _ in rows]
+        self._frame = _Frame(len(rows))
+        self.index = 0
+        """Index of the coming step."""
+
+    @property
+    def running(self) -> list[int]:
+        """Rows that have not stopped."""
+        return [row for row, state in enumerate(self._states) if not state.stopped]
+
+    def chosen(self, row: int) -> int:
+        """The newest token of a row."""
+        return self._states[row].chosen
+
+    def add(self, row: int, token: int | None, before: np.ndarray, after: np.ndarray) -> None:
+        """A row chose a token after reading ``before`` and ``after``, ``(blocks, positions)``; None stops it as
+        ``nan``."""
+        frame, state = self._frame, self._states[row]
+        frame.before[row], frame.after[row] = before, after
+        if token is None:
+            self._stop(row, "nan")
+            return
+        state.chosen = frame.tokens[row] = token
+        frame.text[row], frame.stop[row] = _settle(self._model, state, self._rows[row].sampling, self.index)
+
+    def step(self) -> Step:
+        """The step made of what was added since the last one."""
+        step = self._frame.freeze(self.index)
+        self._frame = _Frame(len(self._rows))
+        self.index += 1
+        return step
+
+    def halt(self, reason: str) -> Step:
+        """Stop all running rows; text held back is told now."""
+        for row in self.running:
+            self._stop(row, reason)
+        return self.step()
+
+    def _stop(self, row: int, reason: str) -> None:
+        state = self._states[row]
+        state.stopped, self._frame.stop[row] = True, reason
+        self._frame.text[row] = state.held + state.detokeniser.flush()
 
 
 class _Frame:

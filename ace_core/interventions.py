@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,24 @@ class _BlockRows:
         moved = (t.to(device) for t in (self.unit, self.remove, self.add, self.active))
         return _BlockRows(*moved, edits=self.edits, every_row=self.every_row)
 
+    def take(self, rows: list[int]) -> _BlockRows:
+        unit = self.unit if self.unit.dim() == 1 else self.unit[rows]
+        return _BlockRows.of(unit, self.remove[rows], self.add[rows], self.active[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[_BlockRows]) -> _BlockRows:
+        home, first = parts[0].unit.device, parts[0].unit
+        parts = [part.to(home) for part in parts]
+        if all(part.unit.dim() == 1 and torch.equal(part.unit, first) for part in parts):
+            unit = first
+        else:
+            unit = torch.cat([part.unit.expand(len(part.remove), -1) for part in parts])
+        return cls.of(unit, *(torch.cat(t) for t in zip(*((p.remove, p.add, p.active) for p in parts), strict=True)))
+
+    @classmethod
+    def of(cls, unit: Tensor, remove: Tensor, add: Tensor, active: Tensor) -> _BlockRows:
+        return cls(unit, remove, add, active, edits=bool(active.any()), every_row=bool(active.all()))
+
 
 class Plan:
     """What a batch of arms does at every block; row k of the batch is arm k.
@@ -79,7 +98,8 @@ class Plan:
         self._scopes: set[TokenScope] = {arm.tokens for arm in arms}
 
     def _rows(self, directions: RefusalDirections, block: int, edited: list[set[int]]) -> _BlockRows:
-        axes = [directions.axis(block, arm.axis(block)) for arm in self._arms]
+        sources = {source: directions.axis(block, source) for source in {arm.axis(block) for arm in self._arms}}
+        axes = [sources[arm.axis(block)] for arm in self._arms]
         numbers = [
             arm.method.affine(axis.low, axis.high, axis.third) if block in blocks else (0.0, 0.0)
             for arm, axis, blocks in zip(self._arms, axes, edited, strict=True)
@@ -87,15 +107,41 @@ class Plan:
         for row, axis in enumerate(axes):
             self._low[row, block], self._high[row, block] = axis.low, axis.high
         active = [pair != (0.0, 0.0) for pair in numbers]
-        shared = len({arm.axis(block) for arm in self._arms}) == 1
-        return _BlockRows(
+        shared = len(sources) == 1
+        return _BlockRows.of(
             unit=axes[0].unit if shared else torch.stack([axis.unit for axis in axes]),
             remove=torch.tensor([pair[0] for pair in numbers]),
             add=torch.tensor([pair[1] for pair in numbers]),
             active=torch.tensor(active).unsqueeze(1),
-            edits=any(active),
-            every_row=all(active),
         )
+
+    def take(self, rows: Sequence[int]) -> Plan:
+        """The plan of some rows, in that order."""
+        out, chosen = copy.copy(self), list(rows)
+        out._arms = tuple(self._arms[row] for row in chosen)
+        out._lengths, out._low, out._high = self._lengths[chosen], self._low[chosen], self._high[chosen]
+        out._blocks = [block.take(chosen) for block in self._blocks]
+        out._scopes = {arm.tokens for arm in out._arms}
+        return out
+
+    def join(self, others: Sequence[Plan]) -> Plan:
+        """One plan for the rows of this plan and then those of the others, whatever directions each was made with.
+
+        Raises:
+            EngineError: if they were made for models of different depth.
+        """
+        plans = [self, *others]
+        if len({len(plan._blocks) for plan in plans}) > 1:
+            raise EngineError("These rows were planned for different models: run them apart.")
+        out = copy.copy(self)
+        out._arms = tuple(arm for plan in plans for arm in plan._arms)
+        out._lengths = torch.cat([plan._lengths for plan in plans])
+        out._low = np.concatenate([plan._low for plan in plans])
+        out._high = np.concatenate([plan._high for plan in plans])
+        out._blocks = [_BlockRows.joined(parts) for parts in zip(*(plan._blocks for plan in plans), strict=True)]
+        out._scopes = {arm.tokens for arm in out._arms}
+        out._read = any(plan._read for plan in plans)
+        return out
 
     @contextmanager
     def applied(self, blocks: Sequence[nn.Module], positions: Tensor) -> Iterator[_Session]:

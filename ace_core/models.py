@@ -12,7 +12,7 @@ from torch import nn
 
 from ace_core import chat
 from ace_core.blocks import find_blocks, verify_blocks
-from ace_core.decoding import batches_decode_alike, equal_length_groups, prompts_can_be_shared
+from ace_core.decoding import batches_decode_alike, equal_length_groups, prompts_can_be_shared, rows_can_join
 from ace_core.default_model.adapter import REFUSING_ID, merge_adapter
 from ace_core.directions import RefusalDirections
 from ace_core.embedded import EMBEDDED_ID, embedded_folder
@@ -45,6 +45,7 @@ class ChatModel:
         device: where token ids go.
         stop_ids, stop_strings: what ends an answer.
         revision: commit on the hub, or empty.
+        rows_join: rows may join a running batch; false where a measurement at load says otherwise.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ChatModel:
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     revision: str = ""
+    rows_join: bool = False
 
     @property
     def pad_id(self) -> int:
@@ -207,6 +209,7 @@ def wrap(network: Any, tokenizer: Any, *, name: str, model_id: str, precision: s
         stop_ids=end.ids,
         stop_strings=end.strings,
         revision=getattr(network.config, "_commit_hash", None) or "",
+        rows_join=not recurrent and rows_can_join(network, device),
     )
 
 

@@ -16,6 +16,8 @@ __all__ = ["MAX_NEW_TOKENS", "Sampler", "Sampling", "filtered"]
 MAX_NEW_TOKENS = 512
 """Cap on the length of any answer."""
 
+_FEW = 256
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -52,10 +54,21 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
         scaled = scaled.masked_fill(scaled < kth, -math.inf)
     probabilities = torch.softmax(scaled, dim=-1)
     if sampling.top_p < 1:
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
-        probabilities = probabilities.index_fill(0, order[beyond], 0.0)
+        probabilities = _nucleus(probabilities, sampling.top_p)
     return probabilities / probabilities.sum()
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """``probabilities`` with all but the smallest set that reaches ``top_p`` set to 0; of equal ones the first stay."""
+    # Sorting a vocabulary takes longer than a small model takes for the row, and the set is nearly always small.
+    if probabilities.numel() > _FEW:
+        ordered, order = probabilities.topk(_FEW)
+        kept = int((ordered.cumsum(-1) - ordered < top_p).sum())
+        if kept < _FEW and bool(ordered[kept - 1] > ordered[kept]):
+            return torch.zeros_like(probabilities).index_copy_(0, order[:kept], ordered[:kept])
+    ordered, order = probabilities.sort(descending=True, stable=True)
+    beyond = ordered.cumsum(-1) - ordered >= top_p
+    return probabilities.index_fill(0, order[beyond], 0.0)
 
 
 class Sampler:
@@ -69,15 +82,38 @@ class Sampler:
         """Next token of every row from logits ``(B, vocabulary)``.
 
         Raises:
-            EngineError: if a row's logits are NaN throughout.
+            EngineError: if some row's logits are not numbers.
         """
-        tokens: list[int] = logits.argmax(dim=-1).tolist()
-        # argmax returns the position of a NaN if there is one
-        best = logits.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1))
-        if bool(torch.isnan(best).any()):
+        tokens = self.draw(logits)
+        if any(token is None for token in tokens):
             raise EngineError("The model produced NaN: use a smaller coefficient, or load it in float32.")
-        for row, sampling in enumerate(self._rows):
-            if sampling.temperature > 0:
+        return [token for token in tokens if token is not None]
+
+    def draw(self, logits: Tensor) -> list[int | None]:
+        """As calling it, but a row whose logits are not numbers gets None and the others their tokens."""
+        tokens: list[int | None] = list(logits.argmax(dim=-1).tolist())
+        # argmax returns the position of a NaN if there is one
+        best = logits.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1)).squeeze(1)
+        for row, bad in enumerate((~torch.isfinite(best)).tolist()):
+            sampling = self._rows[row]
+            if bad:
+                tokens[row] = None
+            elif sampling.temperature > 0:
                 probabilities = filtered(logits[row].cpu(), sampling)
                 tokens[row] = int(torch.multinomial(probabilities, 1, generator=self._generators[row]))
         return tokens
+
+    def take(self, rows: Sequence[int]) -> Sampler:
+        """The samplers of some rows, in that order; their generators go on where they stand."""
+        return self._of([self._rows[row] for row in rows], [self._generators[row] for row in rows])
+
+    def join(self, others: Sequence[Sampler]) -> Sampler:
+        """The samplers of this batch and then those of the others."""
+        samplers = [self, *others]
+        return self._of([r for s in samplers for r in s._rows], [g for s in samplers for g in s._generators])
+
+    @classmethod
+    def _of(cls, rows: Sequence[Sampling], generators: list[torch.Generator]) -> Sampler:
+        out = cls(())
+        out._rows, out._generators = tuple(rows), generators
+        return out
