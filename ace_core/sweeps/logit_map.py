@@ -15,6 +15,7 @@ from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.interventions import Plan
 from ace_core.models import ChatModel
+from ace_core.sweeps.reuse import Shared, ability, first_edit
 
 __all__ = ["CellLogits", "first_logits", "grid"]
 
@@ -79,7 +80,43 @@ def first_logits(
     """
     model.accepts(directions)
     wanted = grid(prompts, arms, cells)
-    yield from _plainly(model, directions, prompts, arms, wanted, batch_rows, progress, should_stop)
+    known = ability(model) if wanted else None
+    if known is None:
+        yield from _plainly(model, directions, prompts, arms, wanted, batch_rows, progress, should_stop)
+        return
+    starts = [first_edit(directions, arm) for arm in arms]
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for prompt, arm in sorted(wanted, key=lambda cell: cell[1]):
+        groups.setdefault(starts[arm], []).append((prompt, arm))
+    used = sorted({prompt for prompt, _ in wanted})
+    shared = Shared(model, known, directions, [prompts[p] for p in used], list(groups), batch_rows=batch_rows)
+    place = {prompt: k for k, prompt in enumerate(used)}
+    done = 0
+    for window in shared.windows(range(len(used))):
+        if should_stop():
+            return
+        records, inside = shared.record(window), {used[k] for k in window}
+        for block, group in groups.items():
+            members = sorted({arm for _, arm in group})
+            here = sorted((len(prompts[p]), p, a) for p, a in group if p in inside)
+            beginning = None
+            for at in range(0, len(here), batch_rows):
+                if should_stop():
+                    return
+                if at == 0:
+                    beginning = shared.beginning(block, [arms[a] for a in members])
+                some = here[at : at + batch_rows]
+                logits, _ = shared.read(
+                    block,
+                    [arms[a] for _, _, a in some],
+                    [place[p] for _, p, _ in some],
+                    records,
+                    beginning,
+                    [members.index(a) for _, _, a in some],
+                )
+                done += len(some)
+                progress(done, len(wanted))
+                yield CellLogits(tuple(p for _, p, _ in some), tuple(a for _, _, a in some), logits)
 
 
 def _plainly(
