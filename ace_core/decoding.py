@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from ace_core.blocks import hidden_of, with_hidden
 from ace_core.scheduling import caches
 
-__all__ = ["CACHE_NAMES", "Decoding", "batches_decode_alike", "equal_length_groups", "prompts_can_be_shared", "rows_can_join"]
+__all__ = [
+    "CACHE_NAMES",
+    "Decoding",
+    "batches_decode_alike",
+    "equal_length_groups",
+    "prompts_can_be_shared",
+    "rows_can_join",
+]
 
 # transformers names the cache differently by family and version: the first three are attention or state-space
 # caches, `state` is RWKV's list of recurrent tensors.
@@ -154,7 +161,7 @@ class Decoding:
         self._pads = torch.tensor([longest - n for n in lengths], device=device).unsqueeze(1)
         self._padded = min(lengths) != longest
         self._shared = share and len(rows) > 1 and all(tuple(row) == tuple(rows[0]) for row in rows)
-        self._cache: Any = None
+        self.cache: Any = None
         self._length = 0
         # a piece that is padding throughout would attend to nothing
         self._piece = longest if piece is None or self._padded else piece
@@ -183,7 +190,7 @@ class Decoding:
             return logits.expand(len(self), -1)
         self.reading = False
         if self._shared:
-            for layer in self._cache.layers:
+            for layer in self.cache.layers:
                 if layer.keys.shape[0] < len(self):
                     layer.batch_repeat_interleave(len(self))
         return logits.expand(len(self), -1)
@@ -197,9 +204,9 @@ class Decoding:
         """
         all_of_them = [self, *others]
         lengths = [decoding._length for decoding in all_of_them]
-        cache = caches.stacked([decoding._cache for decoding in all_of_them], lengths)
+        cache = caches.stacked([decoding.cache for decoding in all_of_them], lengths)
         self._pads = torch.cat([d._pads + (max(lengths) - d._length) for d in all_of_them])
-        self._cache, self._length = cache, max(lengths)
+        self.cache, self._length = cache, max(lengths)
         self._shared, self._padded = False, bool((self._pads > 0).any())
 
     @torch.inference_mode()
@@ -212,7 +219,7 @@ class Decoding:
         out = copy.copy(self)
         pads = self._pads[list(rows)]
         spare = int(pads.min())
-        out._cache = caches.taken(self._cache, rows, self._length - spare)
+        out.cache = caches.taken(self.cache, rows, self._length - spare)
         out._pads, out._length = pads - spare, self._length - spare
         out._shared, out._padded = False, bool((out._pads > 0).any())
         return out
@@ -220,12 +227,12 @@ class Decoding:
     def saved(self) -> Decoding:
         """This batch as it is now, to go back to if the next forward pass fails; costs no memory."""
         out = copy.copy(self)
-        out._cache = caches.snapshot(self._cache)
+        out.cache = caches.snapshot(self.cache)
         return out
 
     def adopt(self, cache: Any) -> None:
         """Go on from a cache that already holds the prompts, padded on the left, in place of :meth:`prefill`."""
-        self._cache, self._length = cache, self._ids.shape[1]
+        self.cache, self._length = cache, self._ids.shape[1]
 
     def advance(self, tokens: Tensor) -> None:
         """Set the next token of every row, ``(B,)``, to be read by :meth:`step`."""
@@ -252,10 +259,10 @@ class Decoding:
             inputs["cache_position"] = torch.arange(self._length, total, device=ids.device)
         if "logits_to_keep" in self._accepted:
             inputs["logits_to_keep"] = 1
-        if self._cache is not None:
-            inputs[next(name for name in CACHE_NAMES if name in self._accepted)] = self._cache
+        if self.cache is not None:
+            inputs[next(name for name in CACHE_NAMES if name in self._accepted)] = self.cache
         output = self._network(**inputs)
-        self._cache = next(c for c in (getattr(output, name, None) for name in CACHE_NAMES) if c is not None)
+        self.cache = next(c for c in (getattr(output, name, None) for name in CACHE_NAMES) if c is not None)
         self._length = total
         return output.logits[:, -1]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,20 +13,21 @@ from ace_core import chat
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.fitting.extraction import directions_for
-from ace_core.generation import Row, Step, stream_rows
+from ace_core.generation import MAX_ROWS, Row
 from ace_core.methods import Method
 from ace_core.models import ChatModel, Precision, load_model
 from ace_core.runs import RunBuilder, RunSettings
+from ace_core.scheduling.limits import Limits
+from ace_core.scheduling.line import WaitingLine
+from ace_core.scheduling.scheduler import Scheduler
+from ace_core.scheduling.streams import CLOSED, Place, Prepared, RunStream
 from ace_core.tasks import Task
 
-__all__ = ["HostState", "ModelHost", "ModelInfo", "RunStream"]
+__all__ = ["HostState", "Limits", "ModelHost", "ModelInfo", "Place", "RunStream"]
 
-_QUEUE_STEPS = 64
-_ACTIVE_RUNS = 4
-_WAITING_RUNS = 32
 _WAITING_TASKS = 8
-_ABANDONED_SECONDS = 60.0
-_END = object()
+_IDLE_SECONDS = 0.5
+_STALLED_SECONDS = 0.01
 
 Result = TypeVar("Result")
 
@@ -59,93 +57,27 @@ class HostState:
     directions: RefusalDirections | None = None
 
 
-class RunStream:
-    """One comparison in progress. Iterate for steps; each is already added to :attr:`builder`.
-
-    Iteration raises :class:`EngineError` if the run fails. Leaving early without :meth:`cancel` is noticed and the
-    run dropped, but cancel frees the model at once.
-    """
-
-    def __init__(self, host: ModelHost, make: Callable[[RunStream], Iterator[Step]]) -> None:
-        self._host = host
-        self._make = make
-        self._steps: queue.Queue[object] = queue.Queue(_QUEUE_STEPS)
-        self._cancelled = threading.Event()
-        self._source: Iterator[Step] | None = None
-        self._stalled_since: float | None = None
-        self.builder: RunBuilder | None = None
-
-    def __iter__(self) -> Iterator[Step]:
-        while True:
-            try:
-                item = self._steps.get(timeout=0.5)
-            except queue.Empty:
-                if not self._host.alive:
-                    raise EngineError("The model was shut down: reload the page.") from None
-                continue
-            if item is _END:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            assert isinstance(item, Step) and self.builder is not None
-            self.builder.add(item)
-            yield item
-
-    def cancel(self) -> None:
-        """Stop within one token; the last step says ``cancelled``."""
-        self._cancelled.set()
-
-    close = cancel
-
-    # The rest is called by the model thread only.
-
-    def _advance(self) -> bool:
-        """Run one step if the reader has room; False once the run is over."""
-        if self._steps.full():
-            now = time.monotonic()
-            self._stalled_since = self._stalled_since or now
-            return now - self._stalled_since < _ABANDONED_SECONDS and not self._cancelled.is_set()
-        self._stalled_since = None
-        try:
-            if self._source is None:
-                self._source = self._make(self)
-            step = next(self._source, None)
-        except EngineError as error:
-            return self._finish(error)
-        except (MemoryError, RuntimeError) as error:
-            memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-            hint = "too little memory: use fewer arms or a shorter answer" if memory else "an unexpected error"
-            return self._finish(EngineError(f"The run stopped because of {hint}."))
-        except Exception as error:
-            return self._finish(EngineError(f"The run stopped because of an unexpected {type(error).__name__}."))
-        if step is None:
-            return self._finish(_END)
-        self._steps.put_nowait(step)
-        return True
-
-    def _finish(self, item: object) -> bool:
-        # The reader may be gone and the queue full; nobody is left to tell then.
-        with contextlib.suppress(queue.Full):
-            self._steps.put_nowait(item)
-        return False
-
-
 class ModelHost:
     """Owns the model thread.
 
-    Runs take turns token by token, so one visitor does not wait for another to finish. Longer tasks run one at a
-    time, and between two pieces of one all runs go first.
+    The rows of all runs decode in one batch, which they join and leave between two tokens, so one visitor does not
+    wait for another to finish. Longer tasks run one at a time, and between two pieces of one all runs go first.
+
+    Args:
+        limits: how much it takes on at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = Limits() if limits is None else limits
         self._state = HostState()
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
-        self._jobs: queue.Queue[Callable[[], None] | RunStream | Task[Any] | None] = queue.Queue(_WAITING_RUNS)
-        self._active: list[RunStream] = []
-        self._later: deque[Callable[[], None] | Task[Any]] = deque()
-        self._closing = False
+        self._wake = threading.Event()
+        self._line = WaitingLine(self._limits)
+        self._scheduler = Scheduler(self._line, self._limits)
+        self._tasks: deque[Task[Any]] = deque()
         self._running: Task[Any] | None = None
+        self._closing = False
         self._model: ChatModel | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
@@ -158,6 +90,16 @@ class ModelHost:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def active(self) -> int:
+        """Runs in progress, those that wait not counted."""
+        return self._scheduler.count
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in the line."""
+        return len(self._line)
 
     def load(
         self, name: str, *, precision: Precision = "auto", device: str = "auto", vectors: Path | str | None = None
@@ -198,6 +140,8 @@ class ModelHost:
         settings: RunSettings,
         methods: Sequence[Method],
         directions: RefusalDirections | None = None,
+        *,
+        visitor: str | None = None,
     ) -> RunStream:
         """Queue a comparison; row k of its steps is ``methods[k]``.
 
@@ -206,6 +150,7 @@ class ModelHost:
             settings: how the arms are steered and sampled.
             methods: one an arm.
             directions: fitted on the loaded model; None takes the model's own.
+            visitor: any text that tells who asks, for the caps on the runs of one; None is somebody new.
 
         Raises:
             EngineError: at once for bad settings, a full queue, or when no model is loaded or loading.
@@ -215,23 +160,25 @@ class ModelHost:
             raise EngineError(state.message)
         if not methods:
             raise EngineError("Choose at least one arm to show.")
+        if len(methods) > min(MAX_ROWS, self._limits.rows):
+            raise EngineError(f"Choose at most {min(MAX_ROWS, self._limits.rows)} arms to show together.")
         chat.check_prompt(prompt)
         settings.sampling()
         if state.directions is not None:
             for method in methods:
                 settings.arm(method).blocks(state.directions.blocks)
 
-        def make(stream: RunStream) -> Iterator[Step]:
+        def prepare() -> Prepared:
             model, own = self._model, self.state.directions
             if model is None or own is None:
                 raise EngineError(self.state.message)
             ids = model.encode(prompt)
             pieces = chat.token_texts(model.tokenizer, ids)
-            stream.builder = RunBuilder(model.name, prompt, pieces, settings, methods)
+            builder = RunBuilder(model.name, prompt, pieces, settings, methods)
             rows = [Row(ids, settings.arm(method), settings.sampling()) for method in methods]
-            return stream_rows(model, directions or own, rows, cancelled=stream._cancelled.is_set)
+            return Prepared(model, own if directions is None else directions, rows, builder)
 
-        stream = RunStream(self, make)
+        stream = RunStream(prepare, visitor, self._limits.queue_steps, self._line.place, lambda: self.alive)
         self._put(stream)
         return stream
 
@@ -247,7 +194,7 @@ class ModelHost:
         state = self.state
         if state.status in ("empty", "failed"):
             raise EngineError(state.message)
-        if len(self._later) >= _WAITING_TASKS:
+        if len(self._tasks) >= _WAITING_TASKS:
             raise EngineError("Too many computations are waiting for the model: try again in a few minutes.")
 
         def run(task: Task[Result]) -> Result:
@@ -256,28 +203,23 @@ class ModelHost:
             return compute(self._model, task)
 
         task = Task(run)
-        self._put(task)
+        self._tasks.append(task)
+        self._wake.set()
         return task
 
     def close(self) -> None:
-        """End the model thread after its current token; streams and tasks in progress end with an error."""
+        """End the model thread after its current token; runs and tasks in progress end with an error."""
         self._closing = True
-        for stream in list(self._active):
-            stream.cancel()
-        for task in list(self._later):
-            if isinstance(task, Task):
-                task.cancel()
         if self._running is not None:
             self._running.cancel()
-        with contextlib.suppress(queue.Full):  # a full queue wakes the thread as well
-            self._jobs.put_nowait(None)
+        self._wake.set()
         self._thread.join(timeout=30)
 
-    def _put(self, job: Callable[[], None] | RunStream | Task[Any]) -> None:
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            raise EngineError("Too many people are waiting for the model: try again in a minute.") from None
+    def _put(self, entry: RunStream | Callable[[], None]) -> None:
+        if not self.alive:
+            raise EngineError(CLOSED)
+        self._line.put(entry)
+        self._wake.set()
 
     def _set(self, state: HostState) -> None:
         with self._settled:
@@ -299,55 +241,31 @@ class ModelHost:
         self._set(HostState("ready", "Ready", None, info, directions))
 
     def _work(self) -> None:
-        while self._accept(block=not self._active and not self._later):
-            if self._active:
-                self._round()
-            elif self._later:
-                self._long(self._later.popleft())
-        for task in self._later:
-            if isinstance(task, Task):
-                task.fail("The model was shut down: reload the page.")
+        while not self._closing:
+            self._wake.clear()
+            if self._scheduler.round():
+                continue
+            job = self._line.take_job() if self._scheduler.count == 0 else None
+            if job is not None:
+                job()
+            elif self._tasks:
+                self._compute(self._tasks.popleft())
+            else:  # readers that left no room do not ring
+                self._wake.wait(_STALLED_SECONDS if self._scheduler.count else _IDLE_SECONDS)
+        self._scheduler.close()
+        while self._tasks:
+            self._tasks.popleft().fail(CLOSED)
 
-    def _accept(self, block: bool) -> bool:
-        """Take jobs that wait as far as there is room for runs; False once the host is closing."""
-        while not self._closing and (block or len(self._active) < _ACTIVE_RUNS):
-            try:
-                job = self._jobs.get(block=block)
-            except queue.Empty:
-                break
-            block = False
-            if job is None:
-                self._closing = True
-                break
-            if isinstance(job, RunStream):
-                self._active.append(job)
-            else:
-                self._later.append(job)
-        return not self._closing
-
-    def _round(self) -> None:
-        """One token for every active run whose reader has room."""
-        advanced = False
-        for stream in list(self._active):
-            stuck = stream._steps.full()
-            if not stream._advance():
-                self._active.remove(stream)
-            advanced |= not stuck
-        if self._active and not advanced:
-            time.sleep(0.01)
-
-    def _long(self, job: Callable[[], None] | Task[Any]) -> None:
-        """Loading a model, when no run is active, or a task."""
-        if not isinstance(job, Task):
-            job()
-            return
-        self._running = job
+    def _compute(self, task: Task[Any]) -> None:
+        self._running = task
         if self._closing:
-            job.cancel()
-        job.run(self._give_way)
+            task.cancel()
+        task.run(self._give_way)
         self._running = None
 
     def _give_way(self) -> None:
-        """Finish all runs that are active or waiting."""
-        while self._accept(block=False) and self._active:
-            self._round()
+        """Serve all runs, those in the line as well, until nobody can be served."""
+        while not self._closing and self._scheduler.round():
+            pass
+        if self._closing:
+            self._scheduler.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ace_core.errors import EngineError
+from ace_core.errors import EngineError, explained
 
 __all__ = ["Report", "Task"]
 
@@ -93,14 +93,8 @@ class Task(Generic[Result]):
             if self.cancelled():
                 raise EngineError("Stopped before it began.")
             self._result = self._compute(self)
-        except EngineError as error:
-            self._error = error
-        except (MemoryError, RuntimeError) as error:
-            memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-            hint = "too little memory: use fewer prompts" if memory else f"an unexpected {type(error).__name__}"
-            self._error = EngineError(f"The computation stopped because of {hint}.")
         except Exception as error:
-            self._error = EngineError(f"The computation stopped because of an unexpected {type(error).__name__}.")
+            self._error = explained(error, "computation", "fewer prompts")
         if self._error is not None:
             message = str(self._error)
         self._tell(Report(message, None if self._error else 1.0, done=True))

@@ -10,8 +10,7 @@ import torch
 from conftest import tiny_directions, tiny_model
 
 import ace_core as ace
-from ace_core import host as host_module
-from ace_core.host import ModelHost, RunStream
+from ace_core.host import Limits, ModelHost, RunStream
 from ace_core.runs import Run, RunSettings
 from ace_core.tasks import Task
 
@@ -19,11 +18,16 @@ METHODS = [ace.Baseline(), ace.Addition(1.0), ace.DirectionalAblation(), ace.ACE
 SETTINGS = RunSettings(layer=1, max_new_tokens=12)
 
 
-@pytest.fixture
-def host():
-    made = ModelHost()
+def started(limits: Limits | None = None) -> ModelHost:
+    made = ModelHost(limits)
     made.adopt(tiny_model("llama"), tiny_directions("llama"))
     assert made.wait_ready(30).status == "ready"
+    return made
+
+
+@pytest.fixture
+def host():
+    made = started()
     yield made
     made.close()
     assert not made.alive
@@ -84,18 +88,21 @@ def test_cancel_stops_soon_and_the_next_run_works(host: ModelHost) -> None:
     run = stream.builder.snapshot()
     assert {arm.stop for arm in run.arms} == {"cancelled"}
     # steps computed before the cancel may still be queued, but never more than the queue holds
-    assert len(run.arms[0].token_ids) <= cancelled_at + host_module._QUEUE_STEPS + 2
+    assert len(run.arms[0].token_ids) <= cancelled_at + Limits().queue_steps + 2
     assert sum(1 for _ in host.compare("Hello there", SETTINGS, METHODS)) == 12
 
 
-def test_a_reader_that_never_reads_blocks_nobody(host: ModelHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "_ABANDONED_SECONDS", 0.3)
-    host.compare("Hello there", RunSettings(layer=1, max_new_tokens=500), METHODS)
+def test_a_reader_that_never_reads_blocks_nobody() -> None:
+    host = started(Limits(stalled_seconds=0.3))
+    stream = host.compare("Hello there", RunSettings(layer=1, max_new_tokens=500), METHODS)
     assert sum(1 for _ in host.compare("Hi", SETTINGS, METHODS)) == 12
     deadline = time.monotonic() + 20
-    while host._active and time.monotonic() < deadline:
+    while host.active and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not host._active
+    assert not host.active
+    with pytest.raises(ace.EngineError, match="nobody took"):
+        list(stream)
+    host.close()
 
 
 def test_exception_in_the_model_ends_one_run_only(host: ModelHost) -> None:
@@ -149,7 +156,7 @@ def test_no_model_yet_and_a_model_that_fails() -> None:
     made.close()
 
 
-def test_queue_is_bounded(host: ModelHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_is_bounded(host: ModelHost) -> None:
     long = RunSettings(layer=1, max_new_tokens=500)
     streams = []
     with pytest.raises(ace.EngineError, match="Too many people"):
@@ -190,7 +197,7 @@ def test_run_passes_between_two_pieces_of_a_task(host: ModelHost) -> None:
         streams.append(host.compare("Hello there", SETTINGS, METHODS))
         task.report("Half", 0.5)
         builder = streams[0].builder
-        done.append("finished" if builder is not None and not streams[0]._host._active else "unfinished")
+        done.append("finished" if builder is not None and not host.active else "unfinished")
 
     host.work(compute).result(60)
     assert done == ["finished"]

@@ -142,7 +142,7 @@ def test_others_run_during_a_fit(host: ModelHost) -> None:
             if not seen:
                 time.sleep(0.3)
                 report(message, fraction)
-                seen.append(len(host._active))
+                seen.append(host.active)
             report(message, fraction)
 
         task.report = watched  # type: ignore[method-assign]
