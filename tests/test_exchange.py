@@ -777,7 +777,7 @@ NASTY = [
 @pytest.mark.parametrize("nasty", NASTY, ids=map(str, range(len(NASTY))))
 def test_card_escapes_metadata(nasty: str) -> None:
     directions = tiny_directions("llama")
-    keys = [*directions.metadata, "licence"]
+    keys = [*directions.metadata, "prompts_licence"]
     plain = vector_card(replace(directions, metadata={**dict.fromkeys(keys, "plain"), "model_id": "PLAIN ID"}))
     card = vector_card(replace(directions, metadata=dict.fromkeys(keys, nasty)))
     assert len(card) < len(plain) + 20 * 450
@@ -797,7 +797,7 @@ def test_card_is_valid_markdown_for_a_real_parser() -> None:
     markdown = pytest.importorskip("markdown_it")
     directions = tiny_directions("llama")
     for nasty in NASTY:
-        card = vector_card(replace(directions, metadata=dict.fromkeys([*directions.metadata, "licence"], nasty)))
+        card = vector_card(replace(directions, metadata=dict.fromkeys([*directions.metadata, "prompts_licence"], nasty)))
         page = markdown.MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
         for tag in ("<script", "<a ", "<img", "<del", "<b>"):
             assert tag not in page

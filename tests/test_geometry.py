@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from concept_erasure import LeaceFitter
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -159,14 +160,13 @@ def test_every_reference_goes_to_its_point_and_then_alpha_class_gaps_on(space: S
 @pytest.mark.parametrize("seed", range(10))
 def test_pooled_reference_against_concept_erasure(seed: int) -> None:
     """Its orthogonal eraser is ACE(0) from the pooled mean, and ACE(m) is the eraser plus (m - 0.5) r."""
-    package = pytest.importorskip("concept_erasure")
     space = Space(seed)
     draw = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, 40, SHAPE[-1], generator=draw)
     noise -= noise.mean(1, keepdim=True)
     x = torch.cat([space.low_mean + noise[0], space.high_mean + noise[1]])
     z = torch.arange(2.0).repeat_interleave(40)
-    eraser = package.LeaceFitter.fit(x.double(), z.double(), method="orth", svd_tol=1e-9).eraser
+    eraser = LeaceFitter.fit(x.double(), z.double(), method="orth", svd_tol=1e-9).eraser
     erased = eraser(space.v.double()).float()
     assert close(space.edit(space.v, ACE(0.0, "pooled")), erased)
     for m in (-1.0, 0.0, 0.7):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from concept_erasure import LeaceFitter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -264,17 +265,16 @@ def test_few_and_many_prompts_go_through_different_systems_with_one_answer(c: Cl
 @pytest.mark.parametrize("shrinkage", [True, False])
 @pytest.mark.parametrize("seed", range(8))
 def test_leace_agrees_with_concept_erasure(seed: int, shrinkage: bool) -> None:
-    package = pytest.importorskip("concept_erasure")
     c = Classes(seed)
     x = torch.cat([c.harmless, c.harmful]).double()
     z = torch.cat([torch.zeros(len(c.harmless)), torch.ones(len(c.harmful))]).double()
     if not shrinkage and len(x) <= c.d + 2:
         pytest.skip("the pseudo-inverse of a rank-deficient covariance is cut at another tolerance")
-    fitter = package.LeaceFitter.fit(x, z, shrinkage=shrinkage, constrain_cov_trace=False, svd_tol=1e-9)
+    fitter = LeaceFitter.fit(x, z, shrinkage=shrinkage, constrain_cov_trace=False, svd_tol=1e-9)
     ours = leace_eraser(c.harmless, c.harmful, shrinkage=shrinkage)
     assert torch.allclose(ours(x), fitter.eraser(x), atol=1e-6 * float(x.abs().max()))
     assert cosine(variants.leace(c.harmless, c.harmful), ours.right) > (1 - 1e-6 if shrinkage else -1)
-    orthogonal = package.LeaceFitter.fit(x, z, method="orth").eraser
+    orthogonal = LeaceFitter.fit(x, z, method="orth").eraser
     assert not torch.allclose(ours(x), orthogonal(x), atol=1e-3 * float(x.abs().max()))
 
 

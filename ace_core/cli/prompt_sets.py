@@ -7,19 +7,24 @@ from pathlib import Path
 
 from ace_core.cli.options import say
 from ace_core.errors import EngineError
-from ace_core.prompts import BUILTIN_NAMES, Prompt, load_builtin, read_prompts
+from ace_core.prompts import BUILTIN_LICENCE, BUILTIN_NAMES, Prompt, load_builtin, read_prompts
 from ace_core.prompts.hub import load_hub_prompts
 from ace_core.prompts.known_sets import KNOWN_SETS
 from ace_core.prompts.splitting import PromptSplit, split_both
 
-__all__ = ["PARTS", "both_parts", "chosen_texts", "read_set"]
+__all__ = ["PARTS", "both_parts", "chosen_texts", "find_set", "read_set"]
 
 PARTS = ("fit", "validation", "test", "all")
 _SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
 
 
 def read_set(name: str, kind: str, column: str | None = None) -> tuple[Prompt, ...]:
-    """Prompts of a built-in set, else of a file, else of a data set on the hub.
+    """The prompts of :func:`find_set`."""
+    return find_set(name, kind, column)[0]
+
+
+def find_set(name: str, kind: str, column: str | None = None) -> tuple[tuple[Prompt, ...], str]:
+    """Prompts and their licence, empty if unknown, of a built-in set, else of a file, else of a data set on the hub.
 
     Args:
         name: what the user wrote.
@@ -31,14 +36,15 @@ def read_set(name: str, kind: str, column: str | None = None) -> tuple[Prompt, .
     """
     if name in BUILTIN_NAMES:
         prompts = load_builtin(name)
-        return tuple(p for p in prompts if p.label == kind) if name == "multilingual" else prompts
+        chosen = tuple(p for p in prompts if p.label == kind) if name == "multilingual" else prompts
+        return chosen, BUILTIN_LICENCE
     path = Path(name).expanduser()
     if path.suffix.lower() in _SUFFIXES or path.exists():
-        return read_prompts(path, column=column)
+        return read_prompts(path, column=column), ""
     if name.strip().casefold() in KNOWN_SETS or name.count("/") == 1:
         found = load_hub_prompts(name, column=column, progress=say)
         say(f"{len(found.prompts)} prompts from {found.source}; licence: {found.licence}")
-        return found.prompts
+        return found.prompts, found.licence
     raise EngineError(
         f"'{name[:60]}' is no prompt set: give a built-in one ({', '.join(BUILTIN_NAMES)}), a file ending in "
         f"{', '.join(_SUFFIXES)}, a known set such as advbench, or owner/name of one on the hub."

@@ -58,10 +58,11 @@ def extract(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a model's refusal directions on two sets of prompts and write a vectors file."""
-    from ace_core.cli.prompt_sets import both_parts, read_set
+    from ace_core.cli.prompt_sets import find_set, read_set
     from ace_core.fitting.extraction import fit_directions
     from ace_core.fitting.positions import parse_position
     from ace_core.fitting.variants import variant_named
+    from ace_core.prompts.splitting import split_both
     from ace_core.store import save_directions
 
     if out.suffix != ".safetensors":
@@ -70,8 +71,10 @@ def extract(
     variant = variant.replace("-", "_")
     variant_named(variant)
     heldout: list[list[str]] | None = None
+    found = [find_set(name, kind, column) for name, kind in ((harmful, "harmful"), (harmless, "harmless"))]
+    licence = "; ".join(dict.fromkeys(known for _, known in found if known))
     if split is None:
-        halves = both_parts(harmful, harmless, column, seed)
+        halves = split_both(*(prompts for prompts, _ in found), seed=seed)
         sets = [[p.text for p in half.fit] for half in halves]
         heldout = [[p.text for p in half.validation] for half in halves]
         rule = (
@@ -81,8 +84,8 @@ def extract(
         )
     else:
         sets, rule = [], f"prompts whose field 'split' is '{split}', every fifth held out"
-        for name, kind in ((harmful, "harmful"), (harmless, "harmless")):
-            sets.append([p.text for p in read_set(name, kind, column) if p.split == split])
+        for name, (prompts, _) in zip((harmful, harmless), found, strict=True):
+            sets.append([p.text for p in prompts if p.split == split])
             if not sets[-1]:
                 raise EngineError(f"{name} has no prompt in the split '{split}': choose another split.")
     third = [] if reference is None else [p.text for p in read_set(reference, "harmless", column)]
@@ -98,6 +101,7 @@ def extract(
         reference=third,
         seed=seed,
         split_rule=rule,
+        licence=licence,
         batch_size=batch_size,
         progress=lambda done, total: say(f"{done} of {total} prompts"),
     )

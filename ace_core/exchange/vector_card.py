@@ -17,13 +17,13 @@ _LIMIT = 200
 _MARKS = re.compile(r"([\\`*_{}\[\]()#!|~:@^$])")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _LOAD_NAMES = {REFUSING_ID: "embedded", EMBEDDED_ID: "embedded-base"}
-_LICENCES = ("prompts_licence", "prompts_license", "licence", "license")
 
 _CARD = """\
 # Refusal directions of {model}
 
-Mean activations over harmless and harmful prompts at every decoder block (site: {site}; position: {position}). Their
-difference *r* is the refusal direction, its length the class gap; blocks are counted from 0.
+Mean activations over harmless and harmful prompts at every decoder block (site: {site}; position: {position}), and a
+refusal direction *r* between them at each ({variant}). The class gap is the distance of the means along it; blocks are
+counted from 0.
 
 | | |
 |---|---|
@@ -33,7 +33,9 @@ difference *r* is the refusal direction, its length the class gap; blocks are co
 | chat template, SHA-256 | {template} |
 | harmless prompts | {harmless} |
 | harmful prompts | {harmful} |
+| third prompt set | {reference} |
 | held out | {heldout_harmless} harmless, {heldout_harmful} harmful |
+| split | {split} |
 | licence of the prompts | {licence} |
 | torch, transformers | {torch}, {transformers} |
 | shape | {blocks} blocks, width {width} |
@@ -79,6 +81,9 @@ def vector_card(directions: RefusalDirections) -> str:
         model=_safe(model),
         site=_safe(get("site", "block output")),
         position=_safe(get("position", "")),
+        variant=_safe(directions.variant.replace("_", " ")),
+        reference=_prompts(directions, "reference") if directions.mean_reference is not None else "none",
+        split=_safe(get("split_rule", "")),
         revision=_safe(get("revision", "")),
         precision=_safe(get("precision", "")),
         template=_safe(get("template_sha256", "")),
@@ -86,7 +91,7 @@ def vector_card(directions: RefusalDirections) -> str:
         harmful=_prompts(directions, "harmful"),
         heldout_harmless=directions.heldout_harmless.shape[1],
         heldout_harmful=directions.heldout_harmful.shape[1],
-        licence=_safe(next((get(key, "") for key in _LICENCES if get(key)), "")),
+        licence=_safe(get("prompts_licence", "")),
         torch=_safe(get("torch", "")),
         transformers=_safe(get("transformers", "")),
         blocks=directions.blocks,

@@ -49,6 +49,7 @@ def fit_directions(
     reference: Sequence[str] = (),
     seed: int = 0,
     split_rule: str = "",
+    licence: str = "",
     batch_size: int = 16,
     progress: Progress = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -73,6 +74,7 @@ def fit_directions(
         reference: a third prompt set, for ACE's reference ``third``.
         seed: draws samples and the order of batches.
         split_rule: in words, how the prompts were split; kept in the metadata.
+        licence: of the prompts, if known; kept in the metadata.
         batch_size: rows a forward pass.
         progress: called with (prompts done, prompts in all); see :class:`ace_core.activations.TimeLeft`.
         cancelled: polled between batches; once true, everything is dropped.
@@ -143,6 +145,8 @@ def fit_directions(
     metadata |= {"variant": variant, "position": described, "site": SITES[site], "seed": str(seed)}
     if split_rule:
         metadata["split_rule"] = split_rule
+    if licence:
+        metadata["prompts_licence"] = licence
     if not whole:
         metadata["stopped"] = (
             f"after {len(low.done)} of {len(harmless)} harmless and {len(high.done)} of {len(harmful)} harmful prompts"

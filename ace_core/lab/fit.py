@@ -112,6 +112,7 @@ def fit_lab(model: ChatModel, task: Task[LabFit], request: LabRequest) -> LabFit
         site=options.site,
         seed=options.seed,
         split_rule=parts.rule,
+        licence=parts.licence,
         batch_size=_BATCH,
         progress=progress_of(task, "Reading prompts"),
         should_stop=task.cancelled,

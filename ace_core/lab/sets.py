@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ace_core.errors import EngineError
-from ace_core.prompts import Prompt, load_builtin, read_prompts
+from ace_core.prompts import BUILTIN_LICENCE, Prompt, load_builtin, read_prompts
 from ace_core.prompts.hub import load_hub_prompts
 from ace_core.prompts.known_sets import KNOWN_SETS
 from ace_core.prompts.splitting import PromptSplit, split_both
@@ -49,11 +49,13 @@ class LabParts:
     Args:
         harmful, harmless: three parts each.
         rule: how to get the same parts again.
+        licence: of both sets' prompts.
     """
 
     harmful: PromptSplit
     harmless: PromptSplit
     rule: str
+    licence: str = ""
 
     def texts(self, part: str) -> tuple[list[str], list[str]]:
         """Harmful and harmless texts of ``fit``, ``validation`` or ``test``."""
@@ -77,7 +79,7 @@ class LabParts:
 
 def builtin_set(kind: str) -> LabSet:
     """The project's own set of a class."""
-    return LabSet(load_builtin(_checked(kind)), "built in", "CC0 1.0")
+    return LabSet(load_builtin(_checked(kind)), "built in", BUILTIN_LICENCE)
 
 
 def file_set(path: Path) -> LabSet:
@@ -128,7 +130,7 @@ def split_sets(harmful: LabSet, harmless: LabSet, seed: int, limit: int) -> LabP
         cut.append(replace(half, fit=parts[0], validation=parts[1], test=parts[2]))
     if any(_size(after) < _size(before) for after, before in zip(cut, halves, strict=True)):
         rule += f"; at most {most[0]}, {most[1]} and {most[2]} prompts of the parts used, at equal distances"
-    return LabParts(cut[0], cut[1], rule)
+    return LabParts(cut[0], cut[1], rule, "; ".join(dict.fromkeys((harmful.licence, harmless.licence))))
 
 
 def _size(split: PromptSplit) -> int:

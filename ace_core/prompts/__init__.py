@@ -1,6 +1,6 @@
 """Prompt sets: built in, from files and from the hub, and how they are split."""
 
-from ace_core.prompts.builtin import BUILTIN_NAMES, display_prompts, load_builtin
+from ace_core.prompts.builtin import BUILTIN_LICENCE, BUILTIN_NAMES, display_prompts, load_builtin
 from ace_core.prompts.files import PromptFileError, read_prompts
 from ace_core.prompts.sets import (
     MAX_PROMPT_CHARACTERS,
@@ -12,6 +12,7 @@ from ace_core.prompts.sets import (
 )
 
 __all__ = [
+    "BUILTIN_LICENCE",
     "BUILTIN_NAMES",
     "MAX_PROMPT_CHARACTERS",
     "TEXT_COLUMNS",

@@ -10,9 +10,10 @@ from pathlib import Path
 from ace_core.prompts.files import read_prompts
 from ace_core.prompts.sets import Prompt
 
-__all__ = ["BUILTIN_NAMES", "display_prompts", "load_builtin"]
+__all__ = ["BUILTIN_LICENCE", "BUILTIN_NAMES", "display_prompts", "load_builtin"]
 
 BUILTIN_NAMES = ("harmful", "harmless", "lookalike", "multilingual")
+BUILTIN_LICENCE = "CC0-1.0"
 _FOLDER = Path(__file__).resolve().parents[2] / "assets" / "prompts"
 
 
