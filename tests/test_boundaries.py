@@ -40,7 +40,9 @@ RULES: dict[str, Rule] = {
     f"{PACKAGE}.plots": Rule(never=HEAVY | {"gradio"}),
     f"{PACKAGE}.ui": Rule(
         never=HEAVY,
-        own=frozenset({"directions", "errors", "host", "lab", "methods", "plots", "prompts", "runs", "tasks", "ui"}),
+        own=frozenset(
+            {"directions", "errors", "gallery", "host", "lab", "methods", "plots", "prompts", "runs", "tasks", "ui"}
+        ),
     ),
     PACKAGE: Rule(never=frozenset({"gradio"})),
 }

@@ -5,7 +5,14 @@ Exit status: 0 done, 1 a check failed, 2 bad input. Progress and messages go to 
 
 from __future__ import annotations
 
-from ace_core.cli import answers, default_model, exchange, layers, vectors  # noqa: F401  (each registers its commands)
+from ace_core.cli import (  # noqa: F401  (each registers its commands)
+    answers,
+    default_model,
+    exchange,
+    gallery,
+    layers,
+    vectors,
+)
 from ace_core.cli.root import app, main
 
 __all__ = ["app", "main"]

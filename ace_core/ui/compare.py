@@ -9,10 +9,12 @@ from typing import Any
 
 import gradio as gr
 
+from ace_core.gallery import Recording
 from ace_core.prompts import display_prompts
-from ace_core.ui import views
+from ace_core.ui import gallery, views
 from ace_core.ui.answers import answers_view
 from ace_core.ui.controls import FIELDS
+from ace_core.ui.gallery import Gallery, Replays
 from ace_core.ui.handlers import RECORDED_KEY, Handlers
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.problems import problems_view
@@ -25,6 +27,7 @@ _KINDS = {"harmful": "Harmful-sounding", "harmless": "Harmless", "lookalike": "O
 _WAITING = "Appears with a run."
 _MODEL = "model"
 _RUNS_AT_ONCE = 4
+_REPLAYS_AT_ONCE = 64
 _LEGEND = """
 <div class="ace-legend" id="legend">
   <span>Token shade, refusal coordinate at the chosen layer:</span>
@@ -52,10 +55,11 @@ class Compare:
     arm: gr.Radio
     heatmap: gr.HTML
     distribution: gr.HTML
+    gallery: Gallery
 
 
-def build(handlers: Handlers) -> Compare:
-    """Build the main part, showing the recorded run if there is one."""
+def build(handlers: Handlers, recordings: tuple[Recording, ...] = ()) -> Compare:
+    """Build the main part, showing the recorded run if there is one, with a choice of more."""
     run = handlers.recorded
     chips: dict[str, gr.Button] = {}
     prompt = gr.Textbox(
@@ -81,6 +85,7 @@ def build(handlers: Handlers) -> Compare:
         stop = gr.Button("Stop", variant="secondary", interactive=False, elem_id="stop", scale=0, min_width=100)
         line = status_line(handlers.first_status(), elem_id="status")
     problems = problems_view(elem_id="problems")
+    more = gallery.build(recordings)
     answers = answers_view(
         None if run is None else views.answers(run, None, RECORDED_KEY),
         elem_id="answers",
@@ -121,10 +126,12 @@ def build(handlers: Handlers) -> Compare:
                 height=views.DISTRIBUTION_HEIGHT,
                 elem_id="distribution",
             )
-    return Compare(prompt, chips, run_button, stop, line, problems, answers, projection, arm, heatmap, distribution)
+    return Compare(
+        prompt, chips, run_button, stop, line, problems, answers, projection, arm, heatmap, distribution, more
+    )
 
 
-def wire(page: Compare, sidebar: Sidebar, handlers: Handlers) -> None:
+def wire(page: Compare, sidebar: Sidebar, handlers: Handlers, replays: Replays) -> None:
     """Connect the events."""
     fields: dict[str, Any] = {name: page.prompt if name == "prompt" else getattr(sidebar, name) for name in FIELDS}
     # Values arrive as the browser sent them: the handlers answer bad ones with a sentence under the field.
@@ -154,6 +161,32 @@ def wire(page: Compare, sidebar: Sidebar, handlers: Handlers) -> None:
     )
     finished = [page.status, *shown, page.arm, page.run, page.stop]
     written.then(handlers.finish, None, finished, inputs_kwargs=fields, **quick)
+    announced = page.gallery.play.click(
+        replays.begin,
+        page.gallery.choice,
+        [
+            *fields.values(),
+            page.status,
+            page.problems,
+            page.answers,
+            page.heatmap,
+            page.distribution,
+            page.run,
+            page.stop,
+        ],
+        **quick,
+    )
+    replayed = announced.success(
+        replays.play,
+        page.gallery.choice,
+        [page.status, page.answers, page.projection],
+        concurrency_id="replay",
+        concurrency_limit=_REPLAYS_AT_ONCE,
+        preprocess=False,
+        **hidden,
+    )
+    replayed.then(handlers.finish, None, finished, inputs_kwargs=fields, **quick)
+    page.gallery.choice.change(replays.describe, page.gallery.choice, page.gallery.note, **quick)
     page.stop.click(handlers.stop, None, page.stop, **quick)
     sidebar.layer.change(
         handlers.show,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,22 @@ __all__ = [
     "SCOPE_NAMES",
     "SEED_LIMIT",
     "TEMPERATURE_LIMIT",
+    "TITLES",
     "TOKEN_SCOPE_NAMES",
     "TOP_K_LIMIT",
+    "TOP_P_RANGE",
     "Asked",
     "ask",
     "changes",
     "problems",
+    "values_of",
 ]
 
 COEFFICIENT_RANGE = (-2.0, 2.5)
 NEW_TOKENS_RANGE = (8, 512)
 TEMPERATURE_LIMIT = 2.0
 TOP_K_LIMIT = 200
+TOP_P_RANGE = (0.05, 1.0)
 SEED_LIMIT = 2**31 - 1
 
 SCOPE_NAMES = {
@@ -102,7 +106,7 @@ def problems(values: Mapping[str, Any], blocks: int) -> dict[str, str]:
     _check_number(found, values, "addition", *COEFFICIENT_RANGE)
     _check_whole(found, values, "max_new_tokens", *NEW_TOKENS_RANGE)
     _check_number(found, values, "temperature", 0, TEMPERATURE_LIMIT)
-    _check_number(found, values, "top_p", 0.05, 1)
+    _check_number(found, values, "top_p", *TOP_P_RANGE)
     _check_whole(found, values, "top_k", 0, TOP_K_LIMIT)
     _check_whole(found, values, "seed", 0, SEED_LIMIT)
     return found
@@ -129,29 +133,37 @@ def ask(values: Mapping[str, Any]) -> Asked:
     return Asked(values["prompt"], settings, methods)
 
 
+def values_of(prompt: str, settings: RunSettings, arms: Sequence[str]) -> tuple[Any, ...]:
+    """Values of :data:`FIELDS` that ask for a comparison; the inverse of :func:`ask`."""
+    own = {name: getattr(settings, name) for name in FIELDS if hasattr(settings, name)}
+    last = settings.layer if settings.last is None else settings.last
+    values = {**own, "last": last, "prompt": prompt, "arms": list(arms)}
+    return tuple(values[name] for name in FIELDS)
+
+
 def changes(run: Run, values: Mapping[str, Any], blocks: int) -> list[str]:
     """Names of the settings that differ from those a run was made with; an invalid value counts as different."""
     bad = problems(values, blocks)
-    changed = [_TITLES[name] for name in bad]
+    changed = [TITLES[name] for name in bad]
     usable = {**values, **{name: _fallback(run)[name] for name in bad}}
     asked = ask(usable)
     if asked.prompt != run.prompt:
-        changed.append(_TITLES["prompt"])
+        changed.append(TITLES["prompt"])
     shown = {method.name for method in asked.methods}
     for name in FIELDS:
         idle = name in _COEFFICIENTS and _COEFFICIENTS[name] not in shown
         known = hasattr(run.settings, name) and not idle
         if known and getattr(asked.settings, name) != getattr(run.settings, name):
-            changed.append(_TITLES[name])
+            changed.append(TITLES[name])
     if shown != {arm.method for arm in run.arms}:
-        changed.append(_TITLES["arms"])
+        changed.append(TITLES["arms"])
     return list(dict.fromkeys(changed))
 
 
 _COEFFICIENTS = {"coefficient": "ace", "addition": "addition"}
 """The method that uses each coefficient."""
 
-_TITLES = {
+TITLES = {
     "prompt": "prompt",
     "layer": "layer",
     "last": "window end",
@@ -166,12 +178,12 @@ _TITLES = {
     "top_k": "top-k",
     "seed": "seed",
 }
+"""What a sentence calls each control."""
 
 
 def _fallback(run: Run) -> dict[str, Any]:
-    own = {name: getattr(run.settings, name) for name in FIELDS if hasattr(run.settings, name)}
-    last = run.settings.layer if run.settings.last is None else run.settings.last
-    return {**own, "last": last, "prompt": run.prompt, "arms": [arm.method for arm in run.arms]}
+    values = values_of(run.prompt, run.settings, [arm.method for arm in run.arms])
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def _check_number(found: dict[str, str], values: Mapping[str, Any], name: str, low: float, high: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -13,16 +14,16 @@ import numpy as np
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.host import HostState, ModelHost
-from ace_core.runs import Run
+from ace_core.runs import Run, RunSettings
 from ace_core.ui import views
-from ace_core.ui.controls import ask, changes, problems
+from ace_core.ui.controls import ask, changes, problems, values_of
 from ace_core.ui.model_card import card
 from ace_core.ui.problems import marks
 from ace_core.ui.sessions import Session, Sessions
 from ace_core.ui.sidebar import DEFAULT_ARMS
 from ace_core.ui.status import status
 
-__all__ = ["RECORDED_KEY", "Handlers"]
+__all__ = ["RECORDED_KEY", "Handlers", "buttons"]
 
 RECORDED_KEY = "recorded"
 _LIVE_SECONDS = 1 / 15
@@ -64,7 +65,7 @@ class Handlers:
             views.promised_answers(asked.settings, asked.methods, session.coming),
             views.nothing_yet(views.HEATMAP_HEIGHT),
             views.nothing_yet(views.DISTRIBUTION_HEIGHT),
-            *_buttons(running=True),
+            *buttons(running=True),
         )
 
     def refuse(self, **values: Any) -> tuple[str, str]:
@@ -128,12 +129,12 @@ class Handlers:
         session.release()
         run = session.run or self.recorded
         if run is None:
-            return gr.skip(), views.no_answers(), *_nothing(4), *_buttons(running=False)
+            return gr.skip(), views.no_answers(), *_nothing(4), *buttons(running=False)
         # Settings may have moved while the run went on.
         told = gr.skip() if session.failed or session.key != session.coming else self._compared(session, values)
         method = session.method if session.method in {arm.method for arm in run.arms} else run.arms[-1].method
         choice = gr.Radio(choices=views.arm_choices(run), value=method)
-        return told, *self._live(session, run), *self._still(session, run, method), choice, *_buttons(running=False)
+        return told, *self._live(session, run), *self._still(session, run, method), choice, *buttons(running=False)
 
     def stop(self, request: gr.Request) -> Any:
         """Ask the run to end."""
@@ -155,6 +156,7 @@ class Handlers:
         if "layer" in problems(values, self.blocks):
             return gr.skip(), self._marks(values), *_nothing(5)
         session.block = int(values["layer"])
+        session.linked.clear()
         spark = self.sparkline(session, session.block)
         run = session.run or self.recorded
         if run is None or session.waiting:
@@ -184,15 +186,17 @@ class Handlers:
             return card(state), timer, *_nothing(4)
         session = self.sessions.get(request.session_hash)
         last = state.directions.blocks - 1
+        linked = {name: min(value, last) for name, value in session.linked.items()}
         kept = isinstance(layer, int) and (session.block is not None or session.running or session.run is not None)
-        session.block = block = min(layer if kept else self._first_layer(state), last)
+        session.block = block = linked.get("layer", min(layer if kept else self._first_layer(state), last))
         run = session.run or self.recorded
         shown = gr.skip()
         if run is not None and not session.running:
             shown = views.distribution(run, block, self._steered_with(session), self._key(session))
         spark = self.sparkline(session, block)
         slider = gr.Slider(maximum=last, value=block)
-        return card(state), timer, slider, gr.Slider(maximum=last), spark, shown
+        end = gr.Slider(maximum=last, **({"value": linked["last"]} if "last" in linked else {}))
+        return card(state), timer, slider, end, spark, shown
 
     def sparkline(self, session: Session, block: int) -> str:
         """Separation by layer of the directions in use, computed once a model and once a fit."""
@@ -213,18 +217,19 @@ class Handlers:
         run = self.recorded
         layer = self._first_layer(state)
         if run is None:
-            return "", layer, layer, "one", "all", 0.0, -1.0, DEFAULT_ARMS, 64, 0.0, 1.0, 0, 0
-        chosen = run.settings
-        last = layer if chosen.last is None else chosen.last
-        arms = [arm.method for arm in run.arms]
-        edit = (layer, last, chosen.scope, chosen.token_scope, chosen.coefficient, chosen.addition, arms)
-        return run.prompt, *edit, chosen.max_new_tokens, chosen.temperature, chosen.top_p, chosen.top_k, chosen.seed
+            return values_of("", RunSettings(layer), DEFAULT_ARMS)
+        return values_of(run.prompt, replace(run.settings, layer=layer), [arm.method for arm in run.arms])
 
     @property
     def blocks(self) -> int:
         """Blocks of the loaded model, or of the record."""
         info = self.host.state.info
         return self._blocks if info is None else info.blocks
+
+    def usual_layer(self) -> int:
+        """The block that the loaded model's directions recommend; until there are any, the record's."""
+        directions = self.host.state.directions
+        return self._first_layer(self.host.state) if directions is None else directions.recommended_layer
 
     def _first_layer(self, state: HostState) -> int:
         if self.recorded is not None and self.recorded.settings.layer < self.blocks:
@@ -236,7 +241,10 @@ class Handlers:
 
     def _steered_with(self, session: Session) -> RefusalDirections | None:
         """Directions that the shown run's coordinates were read along."""
-        return self.host.state.directions if session.run is None else session.used
+        run, state = session.run or self.recorded, self.host.state
+        if run is None or not run.recorded:
+            return session.used
+        return state.directions if state.info is not None and state.info.name == run.model else None
 
     def _live(self, session: Session, run: Run) -> tuple[str, str]:
         key = self._key(session)
@@ -257,24 +265,28 @@ class Handlers:
         if run is None or session.running:
             return gr.skip()
         moved = changes(run, values, self.blocks)
-        if session.directions(self.host.state) is not self._steered_with(session):
+        state = self.host.state
+        used = state.directions if run.recorded else session.used
+        if session.directions(state) is not used:
             moved.append("directions")
         if moved:
             return status("stale", f"Settings changed since this run: {', '.join(moved)}. Press Run to apply them.")
-        return self.first_status() if session.run is None else summary(run)
+        return summary(run)
 
     def first_status(self) -> str:
         """Status of a fresh page."""
         run = self.recorded
         if run is None:
             return status("idle", "Type a prompt or pick an example, then press Run (Ctrl+Enter).")
-        return status(
-            "recorded", f"Recorded example, not a live run (model: {run.model}). Press Run (Ctrl+Enter) for your own."
-        )
+        return summary(run)
 
 
 def summary(run: Run) -> str:
-    """Status: how a finished run went."""
+    """Status: how a finished run went, or that it is a record."""
+    if run.recorded:
+        return status(
+            "recorded", f"Recorded example, not a live run (model: {run.model}). Press Run (Ctrl+Enter) for your own."
+        )
     rate = f" at {run.tokens_per_second:.1f} tokens/s together" if run.tokens_per_second else ""
     if any(arm.stop == "cancelled" for arm in run.arms):
         return status("stopped", f"Stopped: {_arms(run)}{rate}.")
@@ -294,5 +306,6 @@ def _nothing(count: int) -> tuple[Any, ...]:
     return tuple(gr.skip() for _ in range(count))
 
 
-def _buttons(running: bool) -> tuple[Any, Any]:
+def buttons(running: bool) -> tuple[Any, Any]:
+    """Run and Stop."""
     return gr.Button(interactive=not running), gr.Button(interactive=running)

@@ -11,9 +11,10 @@ import gradio as gr
 from ace_core.errors import EngineError
 from ace_core.host import ModelHost
 from ace_core.runs import Run, RunSettings
-from ace_core.ui import compare, directions, directions_wiring, geometry_tab, sidebar
+from ace_core.ui import compare, directions, directions_wiring, gallery, geometry_tab, learn, share_panel, sidebar
 from ace_core.ui.directions_handlers import DirectionsHandlers
 from ace_core.ui.directions_in_use import DirectionsInUse
+from ace_core.ui.gallery import Replays
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.theme import css, script, theme
 
@@ -55,21 +56,28 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
     handlers = Handlers(host, recorded, blocks or _DEFAULT_BLOCKS)
     _, layer, *_ = handlers.first_values()
     settings = recorded.settings if recorded else RunSettings(layer)
+    recordings = gallery.load()
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_KEEP_UPLOADS) as page:
         side = sidebar.build(host.state, settings, handlers.blocks)
         gr.HTML(_INTRODUCTION, apply_default_css=False)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Compare", id="compare"):
+                note = share_panel.link_note()
                 in_use, back = directions.in_use_line()
-                main = compare.build(handlers)
+                main = compare.build(handlers, recordings)
+                panel = share_panel.build()
             with gr.Tab("Directions", id="directions") as lab_place:
                 lab_tab = directions.build(handlers.blocks)
             with gr.Tab("Geometry", id="geometry"):
                 geometry_tab.build()
-        compare.wire(main, side, handlers)
+            with gr.Tab("Learn", id="learn"):
+                lessons = learn.build(recordings)
+        compare.wire(main, side, handlers, Replays(handlers, recordings))
+        learn.wire(lessons, tabs, main, side, handlers)
         used = DirectionsInUse(handlers, in_use, back, lab_tab.status, tabs, side)
         directions_wiring.wire(DirectionsHandlers(handlers, lab_tab, used), page, lab_place, main)
-        page.load(
+        opened = share_panel.wire(panel, note, page, main, side, handlers)
+        opened.then(
             handlers.poll,
             side.layer,
             [side.card, side.timer, side.layer, side.last, side.spark, main.distribution],
@@ -92,7 +100,7 @@ def launch(page: gr.Blocks, **arguments: Any) -> Any:
     return page.launch(
         theme=theme(),
         css=css(),
-        head=f"<script>{script('page.js')}</script>",
+        head=f"<script>{script('page.js')}{script('share.js')}</script>",
         footer_links=["api", "gradio", "settings"],
         run_history=False,
         enable_monitoring=False,

@@ -22,7 +22,8 @@ class Session:
 
     ``run`` is the newest snapshot of the run called ``key``, ``coming`` the name of the run asked for last, which is
     ``running`` until it ends and may have ``failed``; ``block`` and ``method`` are what the visitor looks at. ``bench``
-    is the visitor's place in the direction lab, ``used`` the directions that the run was steered with.
+    is the visitor's place in the direction lab, ``used`` the directions that the run was steered with, ``linked`` the
+    blocks that the page's address asked for, by control, until they are shown.
     """
 
     run: Run | None = None
@@ -36,6 +37,7 @@ class Session:
     bench: Bench = field(default_factory=Bench)
     used: RefusalDirections | None = None
     separation: tuple[RefusalDirections | None, np.ndarray | None] = (None, None)
+    linked: dict[str, int] = field(default_factory=dict)
     _stream: RunStream | None = None
     _own: tuple[RefusalDirections, str, ModelInfo] | None = None
     _coming_with: RefusalDirections | None = None

@@ -28,7 +28,7 @@ def css() -> str:
     low, high = CLASS_SCALE
     shared = [f"--ace-{method.replace('_', '-')}: {colour};" for method, colour in METHOD_COLOURS.items()]
     shared += [f"--ace-low: {low};", f"--ace-high: {high};"]
-    return f":root {{ {' '.join(shared)} }}\n" + script("page.css")
+    return f":root {{ {' '.join(shared)} }}\n" + script("page.css") + script("learn.css")
 
 
 def theme() -> Base:

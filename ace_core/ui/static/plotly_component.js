@@ -1,14 +1,35 @@
 const plot = element.querySelector('.ace-plot');
 const compact = plot.dataset.compact === 'true';
 const coarse = window.matchMedia('(pointer: coarse)').matches;
-const config = {
-    displaylogo: false,
-    displayModeBar: compact || coarse ? false : 'hover',
-    modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'],
-    scrollZoom: false,
-    responsive: false,
-    topojsonURL: '',
-};
+let config = null;
+
+// Saved on the page's own background: in the dark theme light letters on nothing could not be read.
+function save(format) {
+    return {
+        name: format.toUpperCase(),
+        title: `Save as ${format.toUpperCase()}`,
+        icon: format === 'png' ? Plotly.Icons.camera : Plotly.Icons.disk,
+        click: ({ data, layout }) => {
+            const paper = getComputedStyle(plot).getPropertyValue('--ace-surface').trim();
+            const [width, height] = [plot.clientWidth, plot.clientHeight];
+            const filename = element.id || 'plot';
+            Plotly.downloadImage({ data, layout: { ...layout, paper_bgcolor: paper } }, { format, width, height, filename, scale: 2 });
+        },
+    };
+}
+
+function configured() {
+    config ??= {
+        displaylogo: false,
+        displayModeBar: compact || coarse ? false : 'hover',
+        modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage'],
+        modeBarButtonsToAdd: [save('png'), save('svg')],
+        scrollZoom: false,
+        responsive: false,
+        topojsonURL: '',
+    };
+    return config;
+}
 
 // Theme-dependent colours arrive as "var(--name, #fallback)".
 function resolve(node, style) {
@@ -47,7 +68,7 @@ function draw() {
         if (layout.xaxis.nticks) layout.xaxis.nticks = 10;
     }
     plot.setAttribute('aria-label', figure.layout.meta.summary);
-    Plotly.react(plot, data, layout, config);
+    Plotly.react(plot, data, layout, configured());
     plot.dataset.drawn = String(Number(plot.dataset.drawn || 0) + 1);
 }
 
