@@ -797,7 +797,8 @@ def test_card_is_valid_markdown_for_a_real_parser() -> None:
     markdown = pytest.importorskip("markdown_it")
     directions = tiny_directions("llama")
     for nasty in NASTY:
-        card = vector_card(replace(directions, metadata=dict.fromkeys([*directions.metadata, "prompts_licence"], nasty)))
+        metadata = dict.fromkeys([*directions.metadata, "prompts_licence"], nasty)
+        card = vector_card(replace(directions, metadata=metadata))
         page = markdown.MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
         for tag in ("<script", "<a ", "<img", "<del", "<b>"):
             assert tag not in page
