@@ -11,6 +11,7 @@ from ace_core.cli import (  # noqa: F401  (each registers its commands)
     exchange,
     gallery,
     layers,
+    sweeps,
     vectors,
 )
 from ace_core.cli.root import app, main

@@ -175,7 +175,8 @@ class SweepFolder:
                 f"{self.path} holds another sweep, which differs in {', '.join(changed[:3])}{more}: choose another "
                 "folder, or repeat its settings."
             )
-        if not resume:
+        mine = self.results.exists() if self.part[1] > 1 else True
+        if not resume and mine:
             raise EngineError(f"{self.path} already holds this sweep: resume it, or choose another folder.")
         return before
 

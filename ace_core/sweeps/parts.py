@@ -1,0 +1,67 @@
+"""One sweep shared by the processes of ``accelerate launch`` or ``torchrun``: who runs which cells, and the end of it.
+
+Process k of n runs every n-th cell of the plan and writes a results file of its own; nothing is sent between processes,
+so any of them may be killed and resumed alone. Whoever finishes the last cell merges.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ace_core.errors import EngineError
+from ace_core.sweeps.records import SweepFolder, write_whole
+from ace_core.sweeps.report import read_sweep, write_report
+from ace_core.sweeps.summary import SweepSummary
+
+__all__ = ["device_of_part", "finish", "merge", "part_of_launch"]
+
+
+def part_of_launch() -> tuple[int, int]:
+    """Number of this process and of all of them, as the launcher's environment says; (0, 1) without one.
+
+    Raises:
+        EngineError: if it says nonsense.
+    """
+    try:
+        index, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        index, count = -1, 0
+    if not 0 <= index < count:
+        raise EngineError("RANK and WORLD_SIZE don't fit: start the processes with accelerate launch.")
+    return index, count
+
+
+def device_of_part(device: str, index: int, count: int) -> str:
+    """Device of one process: each takes a GPU of its own host where ``device`` leaves the choice."""
+    import torch
+
+    if count == 1 or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    local = int(os.environ.get("LOCAL_RANK", index))
+    return f"cuda:{local % torch.cuda.device_count()}"
+
+
+def merge(folder: SweepFolder) -> bool:
+    """Once all cells are there, write them to ``results.jsonl`` in the plan's order; says whether they are."""
+    summary, _ = read_sweep(folder.path)
+    order = {cell.id: number for number, cell in enumerate(summary.plan.cells)}
+    records = {record["cell"]: record for record in folder.records()}
+    if set(records) != set(order):
+        return False
+    lines = [json.dumps(records[cell], ensure_ascii=False, allow_nan=False) for cell in order]
+    write_whole(folder.path / "results.jsonl", "\n".join(lines) + "\n")
+    return True
+
+
+def finish(folder: SweepFolder) -> tuple[SweepSummary, list[Path]]:
+    """Merge and write the report; of several processes only the one that finds all cells done does.
+
+    Returns:
+        The summary of what is there, and the files written.
+    """
+    if folder.part[1] > 1 and not merge(folder):
+        return read_sweep(folder.path)[0], []
+    written = write_report(folder.path)
+    return read_sweep(folder.path)[0], written
