@@ -19,7 +19,7 @@ from ace_core.interventions import Plan
 from ace_core.models import ChatModel
 from ace_core.sampling import Sampler, Sampling
 from ace_core.sweeps.logit_map import grid
-from ace_core.sweeps.prefixes import cache_of
+from ace_core.sweeps.prefixes import alike, cache_of
 from ace_core.sweeps.reuse import Ability, Recorded, Shared, ability, first_edit
 
 __all__ = ["CellAnswer", "answers"]
@@ -132,17 +132,21 @@ def _together(
     should_stop: Callable[[], bool],
 ) -> Iterator[CellAnswer]:
     """Waiting cells join the batch as soon as finished ones have left enough room."""
-    starting = _Starting(model, known, directions, prompts, arms, sampling, cells, batch_rows)
     running: _Batch | None = None
-    for waiting in starting.units():
-        running, finished = yield from _run_down(model, running, batch_rows - len(waiting), should_stop)
-        if not finished:
-            return
-        new = starting.start(waiting)
-        yield from new.finished()
-        if new.running:
-            rest = new.take(new.running)
-            running = rest if running is None else running.join(rest)
+    used = sorted({prompt for prompt, _ in cells})
+    for members in alike([prompts[p] for p in used]):
+        some = {used[k] for k in members}
+        mine = [cell for cell in cells if cell[0] in some]
+        starting = _Starting(model, known, directions, prompts, arms, sampling, mine, batch_rows)
+        for waiting in starting.units():
+            running, finished = yield from _run_down(model, running, batch_rows - len(waiting), should_stop)
+            if not finished:
+                return
+            new = starting.start(waiting)
+            yield from new.finished()
+            if new.running:
+                rest = new.take(new.running)
+                running = rest if running is None else running.join(rest)
     yield from _run_down(model, running, 0, should_stop)
 
 

@@ -15,9 +15,13 @@ from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.interventions import Plan
 from ace_core.models import ChatModel
-from ace_core.sweeps.reuse import Shared, ability, first_edit
+from ace_core.sweeps.prefixes import alike
+from ace_core.sweeps.reuse import Ability, Shared, ability, first_edit
 
 __all__ = ["CellLogits", "first_logits", "grid"]
+
+_ENOUGH_ROWS = 16
+"""Rows at which a CPU multiplies as fast as it can, so that rows of another length would only be padded."""
 
 
 @dataclass(frozen=True)
@@ -82,41 +86,67 @@ def first_logits(
     wanted = grid(prompts, arms, cells)
     known = ability(model) if wanted else None
     if known is None:
-        yield from _plainly(model, directions, prompts, arms, wanted, batch_rows, progress, should_stop)
-        return
-    starts = [first_edit(directions, arm) for arm in arms]
-    groups: dict[int, list[tuple[int, int]]] = {}
-    for prompt, arm in sorted(wanted, key=lambda cell: cell[1]):
-        groups.setdefault(starts[arm], []).append((prompt, arm))
-    used = sorted({prompt for prompt, _ in wanted})
-    shared = Shared(model, known, directions, [prompts[p] for p in used], list(groups), batch_rows=batch_rows)
-    place = {prompt: k for k, prompt in enumerate(used)}
+        found = _plainly(model, directions, prompts, arms, wanted, batch_rows, should_stop)
+    else:
+        found = _sharing(model, known, directions, prompts, arms, wanted, batch_rows, should_stop)
     done = 0
-    for window in shared.windows(range(len(used))):
-        if should_stop():
-            return
-        records, inside = shared.record(window), {used[k] for k in window}
-        for block, group in groups.items():
-            members = sorted({arm for _, arm in group})
-            here = sorted((len(prompts[p]), p, a) for p, a in group if p in inside)
-            beginning = None
-            for at in range(0, len(here), batch_rows):
-                if should_stop():
-                    return
-                if at == 0:
-                    beginning = shared.beginning(block, [arms[a] for a in members])
-                some = here[at : at + batch_rows]
-                logits, _ = shared.read(
-                    block,
-                    [arms[a] for _, _, a in some],
-                    [place[p] for _, p, _ in some],
-                    records,
-                    beginning,
-                    [members.index(a) for _, _, a in some],
-                )
-                done += len(some)
-                progress(done, len(wanted))
-                yield CellLogits(tuple(p for _, p, _ in some), tuple(a for _, _, a in some), logits)
+    for chunk in found:
+        done += len(chunk.prompts)
+        progress(done, len(wanted))
+        yield chunk
+
+
+def _sharing(
+    model: ChatModel,
+    known: Ability,
+    directions: RefusalDirections,
+    prompts: Sequence[tuple[int, ...]],
+    arms: Sequence[Arm],
+    cells: Sequence[tuple[int, int]],
+    batch_rows: int,
+    should_stop: Callable[[], bool],
+) -> Iterator[CellLogits]:
+    starts = [first_edit(directions, arm) for arm in arms]
+    used = sorted({prompt for prompt, _ in cells})
+    enough = _ENOUGH_ROWS if model.device.type == "cpu" else batch_rows
+    for members in alike([prompts[p] for p in used]):
+        place = {used[k]: i for i, k in enumerate(members)}
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for prompt, arm in sorted(cells, key=lambda cell: cell[1]):
+            if prompt in place:
+                groups.setdefault(starts[arm], []).append((prompt, arm))
+        some = [prompts[p] for p in place]
+        shared = Shared(model, known, directions, some, list(groups), batch_rows=batch_rows)
+        for window in shared.windows(range(len(some))):
+            if should_stop():
+                return
+            records, inside = shared.record(window), set(window)
+            for block, group in groups.items():
+                here = sorted((len(prompts[p]), p, a) for p, a in group if place[p] in inside)
+                chosen = sorted({arm for _, _, arm in here})
+                beginning = None
+                for batch in _batched(here, batch_rows, enough):
+                    if should_stop():
+                        return
+                    if beginning is None:
+                        beginning = shared.beginning(block, [arms[a] for a in chosen])
+                    rows = [(place[p], arms[a], chosen.index(a)) for _, p, a in batch]
+                    indices, steering, numbers = (list(column) for column in zip(*rows, strict=True))
+                    logits, _ = shared.read(block, steering, indices, records, beginning, numbers)
+                    yield CellLogits(tuple(p for _, p, _ in batch), tuple(a for _, _, a in batch), logits)
+
+
+def _batched(rows: Sequence[tuple[int, int, int]], size: int, enough: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Rows that start with their length, sorted, in batches of at most ``size``, of one length if that makes
+    ``enough``."""
+    batch: list[tuple[int, int, int]] = []
+    for row in rows:
+        if len(batch) == size or (len(batch) >= enough and row[0] != batch[-1][0]):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def _plainly(
@@ -126,10 +156,8 @@ def _plainly(
     arms: Sequence[Arm],
     cells: Sequence[tuple[int, int]],
     batch_rows: int,
-    progress: Progress,
     should_stop: Callable[[], bool],
 ) -> Iterator[CellLogits]:
-    done = 0
     size = batch_rows if model.batched else 1
     for members in batches([len(prompts[p]) for p, _ in cells], model.recurrent, size):
         if should_stop():
@@ -140,6 +168,4 @@ def _plainly(
         plan = Plan(directions, [arms[a] for _, a in chosen], [len(row) for row in rows], read=False)
         with plan.applied(model.blocks, decoding.positions):
             logits = decoding.prefill().float().cpu()
-        done += len(chosen)
-        progress(done, len(cells))
         yield CellLogits(tuple(p for p, _ in chosen), tuple(a for _, a in chosen), logits)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["cache_of", "chosen_rows", "common_length", "is_plain", "stacked_rows"]
+__all__ = ["alike", "cache_of", "chosen_rows", "common_length", "is_plain", "stacked_rows"]
 
 
 def common_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -18,6 +18,25 @@ def common_length(prompts: Sequence[Sequence[int]]) -> int:
     shortest = min(map(len, prompts)) - 1
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # no two differ earlier than these
     return next((k for k in range(shortest) if first[k] != last[k]), shortest)
+
+
+def alike(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Prompt indices in groups that begin alike, so that reading each group's common beginning once saves most tokens:
+    prompts under two system prompts come apart, those that only share a first word don't."""
+
+    def best(members: list[int]) -> tuple[int, list[list[int]]]:
+        start = common_length([prompts[i] for i in members])
+        saved = (len(members) - 1) * start
+        branches: dict[int, list[int]] = {}
+        for i in members:
+            branches.setdefault(prompts[i][start], []).append(i)
+        if len(branches) == 1:
+            return saved, [members]
+        parts = [best(branch) for branch in branches.values()]
+        apart = sum(part for part, _ in parts)
+        return (apart, [group for _, groups in parts for group in groups]) if apart > saved else (saved, [members])
+
+    return best(list(range(len(prompts))))[1] if prompts else []
 
 
 def is_plain(layers: Sequence[Any]) -> bool:

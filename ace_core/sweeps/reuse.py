@@ -150,7 +150,7 @@ class Shared:
         used = _RECORD_BYTES
         for index in sorted(indices, key=lambda i: len(self._prompts[i])):
             need = self._model.network.dtype.itemsize * len(self._prompts[index]) * numbers
-            if used + need > _RECORD_BYTES:
+            if not out or used + need > _RECORD_BYTES:
                 out.append([])
                 used = 0
             out[-1].append(index)
