@@ -25,6 +25,7 @@ __all__ = ["Gallery", "Replays", "build", "first", "load"]
 
 _TOKENS_A_SECOND = 8
 _PAUSE = 1 / _TOKENS_A_SECOND
+_TITLE = '<p class="ace-recordings-title">Recorded runs</p>'
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,18 @@ def load(folder: Path = GALLERY) -> tuple[Recording, ...]:
 def build(recordings: tuple[Recording, ...]) -> Gallery:
     """Build the choice of a recording."""
     with gr.Row(elem_id="recordings", visible=bool(recordings)):
+        gr.HTML(_TITLE, elem_id="recordings-title", apply_default_css=False)
         choice = gr.Dropdown(
             [(one.title, one.name) for one in recordings],
             value=recordings[0].name if recordings else None,
             label="Recorded runs",
-            info="Real runs of the default model, kept with every token and coordinate; no model is needed.",
+            show_label=False,
+            container=False,
             elem_id="recording",
             scale=0,
-            min_width=320,
+            min_width=300,
         )
-        play = gr.Button("Replay", size="sm", elem_id="replay", scale=0, min_width=100)
+        play = gr.Button("Replay", elem_id="replay", scale=0, min_width=100)
         note = gr.HTML(_note(recordings[0]) if recordings else "", elem_id="recording-note", apply_default_css=False)
     return Gallery(choice, play, note)
 
@@ -113,17 +116,17 @@ class Replays:
         try:
             for count in range(1, longest + 1):
                 shown = first(run, count)
-                if session.stopped.is_set() and count < longest:
-                    shown = replace(shown, arms=tuple(replace(arm, stop=arm.stop or "cancelled") for arm in shown.arms))
                 session.adopt(shown)
                 text = f"Replaying “{recording.title}”, recorded: token {count} of {longest}."
-                live = not session.stopped.is_set() and count < longest
+                live = count < longest
                 yield (
                     status("recorded", text),
                     views.answers(shown, session.block, session.key, live),
                     views.projection(shown, session.block, session.key),
                 )
-                if session.stopped.is_set():
+                if session.stopped.is_set() and live:
+                    halted = (replace(arm, stop=arm.stop or "cancelled") for arm in shown.arms)
+                    session.adopt(replace(shown, arms=tuple(halted)))
                     return
                 await asyncio.sleep(self._pause)
         finally:
@@ -158,4 +161,4 @@ def _first(arm: ArmRun, count: int, prompt: int) -> ArmRun:
 
 
 def _note(recording: Recording) -> str:
-    return f'<p class="ace-hint"><b>Recorded.</b> {escape(recording.note)}</p>'
+    return f'<p class="ace-hint"><span><b>Recorded.</b> {escape(recording.note)}</span></p>'

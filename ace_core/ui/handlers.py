@@ -195,7 +195,7 @@ class Handlers:
             shown = views.distribution(run, block, self._steered_with(session), self._key(session))
         spark = self.sparkline(session, block)
         slider = gr.Slider(maximum=last, value=block)
-        end = gr.Slider(maximum=last, **({"value": linked["last"]} if "last" in linked else {}))
+        end = gr.Slider(maximum=last, value=linked["last"]) if "last" in linked else gr.Slider(maximum=last)
         return card(state), timer, slider, end, spark, shown
 
     def sparkline(self, session: Session, block: int) -> str:

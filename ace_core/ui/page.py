@@ -60,7 +60,7 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_KEEP_UPLOADS) as page:
         side = sidebar.build(host.state, settings, handlers.blocks)
         gr.HTML(_INTRODUCTION, apply_default_css=False)
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab("Compare", id="compare"):
                 note = share_panel.link_note()
                 in_use, back = directions.in_use_line()

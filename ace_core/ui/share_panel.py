@@ -155,6 +155,15 @@ def wire(panel: SharePanel, note: gr.HTML, page: gr.Blocks, main: Compare, side:
     panel.download.click(sharing.file, None, panel.file, **quick).success(
         None, panel.file, None, js="(text) => window.aceDownload(text)", api_visibility="private"
     )
+    # What was taken from a link is old news once something runs.
+    gr.on(
+        [main.run.click, main.gallery.play.click, side.reset.click],
+        None,
+        None,
+        note,
+        js="() => ({__type__: 'update', visible: false})",
+        api_visibility="private",
+    )
     return page.load(sharing.open, None, [note, *fields.values()], **quick)
 
 

@@ -125,7 +125,7 @@ function axis() {
     both((kind, row) => places[kind].forEach((place) => mark(svg, kind, x(place), cloud + 36 + 30 * row)));
     line(svg, 'decision', x(0), cloud + 18, x(0), cloud + 82);
     both((kind) => line(svg, kind === 'harmless' ? 'low' : 'high', x(along(data[`mean_${kind}`])), cloud + 18, x(along(data[`mean_${kind}`])), cloud + 82));
-    label(svg, width / 2, HEIGHT - 8, 'the same prompts, along the line; marked: the two means and halfway');
+    label(svg, width / 2, HEIGHT - 8, 'the same prompts, as they lie along the line');
     const left = Math.cos(angle);
     const wrong = places.harmless.filter((c) => c > 0).length + places.harmful.filter((c) => c <= 0).length;
     root.dataset.gap = String(left);

@@ -12,7 +12,7 @@ function save(format) {
         click: ({ data, layout }) => {
             const paper = getComputedStyle(plot).getPropertyValue('--ace-surface').trim();
             const [width, height] = [plot.clientWidth, plot.clientHeight];
-            const filename = element.id || 'plot';
+            const filename = plot.closest('.block')?.id || 'plot';
             Plotly.downloadImage({ data, layout: { ...layout, paper_bgcolor: paper } }, { format, width, height, filename, scale: 2 });
         },
     };
