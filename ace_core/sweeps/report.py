@@ -123,7 +123,7 @@ def sweep_tables(summary: SweepSummary) -> list[Table]:
     out = [
         Table(
             "Standardisation gaps",
-            "95 % bootstrap intervals over prompts; the difference is addition's gap minus this one on the same prompts.",
+            "95 % bootstrap intervals over prompts; the difference is taken on the same resampled prompts.",
             ("method", "block", "gap", "from", "to", "addition's minus this", "from", "to", "incoherent"),
             tuple(
                 (
@@ -138,7 +138,7 @@ def sweep_tables(summary: SweepSummary) -> list[Table]:
         ),
         Table(
             "All conditions",
-            "Refused with 95 % intervals (Wilson's, or a bootstrap over prompts where several answers were drawn). KL is "
+            "Refused with 95 % intervals (Wilson, or a bootstrap over prompts where several answers were drawn). KL is "
             "a token's on harmless prompts, nats; perplexity is the answers' median under the unsteered model.",
             ("condition", "α", "block", "prompts", "cells", "unscored", "refused", "from", "to", "answered",
              "incoherent", "refusal score", "KL", "first KL", "perplexity", "tokens"),
