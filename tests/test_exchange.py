@@ -587,7 +587,7 @@ def reads_or_refuses(path: Path, data: bytes) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damage_anywhere_is_noticed_or_harmless(good_files: tuple[Path, list[bytes]], data: st.DataObject) -> None:
     path, files = good_files
     good = data.draw(st.sampled_from(files))
@@ -598,13 +598,13 @@ def test_damage_anywhere_is_noticed_or_harmless(good_files: tuple[Path, list[byt
 
 
 @given(head=st.sampled_from([b"", b"PK", b"PK\x03\x04", b"GGUF", b"GGUF\x03\0\0\0", b"\x80\x02"]), tail=st.binary())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_random_bytes_are_refused(good_files: tuple[Path, list[bytes]], head: bytes, tail: bytes) -> None:
     reads_or_refuses(good_files[0], head + tail)
 
 
 @given(code=st.binary(max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_random_pickles_are_refused(good_files: tuple[Path, list[bytes]], code: bytes) -> None:
     path = good_files[0]
     reads_or_refuses(path, with_pickle(b"\x80\x02" + code + b".", path).read_bytes())

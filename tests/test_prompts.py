@@ -333,7 +333,7 @@ def write_txt(path: Path, items: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("suffix", "write"), [(".jsonl", write_jsonl), (".csv", write_csv), (".txt", write_txt)])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(items=LISTS)
 def test_round_trip(suffix: str, write: Callable[[Path, list[str]], list[str]], items: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -342,7 +342,7 @@ def test_round_trip(suffix: str, write: Callable[[Path, list[str]], list[str]], 
         assert texts(read_prompts(path)) == expected
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(content=st.binary(max_size=200), suffix=st.sampled_from([".txt", ".csv", ".json", ".jsonl"]))
 def test_any_bytes_give_prompts_or_one_error(content: bytes, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

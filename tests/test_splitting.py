@@ -34,7 +34,7 @@ def distinct(texts: list[str]) -> list[Prompt]:
     return [Prompt(text) for text in by_key.values()] + [Prompt(f"extra-{number}-prompt") for number in range(6)]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(texts=TEXTS, seed=st.integers(), shares=SHARES, data=st.data())
 def test_a_partition_that_order_does_not_change(
     texts: list[str], seed: int, shares: tuple[float, float, float], data: st.DataObject
@@ -51,7 +51,7 @@ def test_a_partition_that_order_does_not_change(
     assert split_prompts(data.draw(st.permutations(prompts)), seed=seed, shares=shares) == split
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(texts=TEXTS, seed=st.integers(0, 9), shares=SHARES)
 def test_an_added_prompt_moves_one_across_each_cut_at_most(
     texts: list[str], seed: int, shares: tuple[float, float, float]
@@ -64,7 +64,7 @@ def test_an_added_prompt_moves_one_across_each_cut_at_most(
         assert len(crossed) <= 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(texts=TEXTS, data=st.data())
 def test_repeated_and_empty_prompts_are_dropped(texts: list[str], data: st.DataObject) -> None:
     prompts = distinct(texts)
