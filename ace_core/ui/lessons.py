@@ -254,7 +254,9 @@ An edit is exact about one thing: one coordinate, at the edited block. It promis
 - **Too far is out of bounds.** At coordinates where no prompt ever lay, the next block meets vectors that it never
   learnt to read, and text falls apart.
 
-ACE's promise is $c' = \alpha$ at one block, and no more.
+ACE promises, at one block and for no other,
+
+$$c' = \alpha$$
 """,
         "drift",
         "One recorded prompt, its last token at every block, before and after a method's edit, and what was answered.",
