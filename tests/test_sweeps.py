@@ -363,7 +363,8 @@ def synthetic(plan: SweepPlan, refuse: Any) -> list[dict[str, Any]]:
         c, kind = cell.condition, plan.prompts[cell.prompt].kind
         out.append({
             "cell": cell.id, "prompt": cell.prompt, "kind": kind, "condition": c.key, "method": c.method,
-            "alpha": c.alpha, "layer": 2, "place": "2", "sample": 0, "text": "<b>=1+1</b>", "stop": "end", "length": 3, "perplexity": 2.0,
+            "alpha": c.alpha, "layer": 2, "place": "2", "sample": 0, "text": "<b>=1+1</b>", "stop": "end", "length": 3,
+            "perplexity": 2.0,
             "verdict": refuse(c, kind, cell.prompt), "refusal_score": 1.0 * (c.alpha or 0), "first_kl": 0.1,
             "kl": abs(c.alpha or 0) if kind == "harmless" else None,
         })  # fmt: skip
@@ -476,6 +477,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             "good": str(base / "good.txt")}  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def undisturbed(saved: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a sweep that nothing disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    whole = called(*command(saved, out))
+    assert whole.returncode == 0, whole.stderr
+    return out
+
+
 def command(saved: dict[str, str], out: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "ace_core", "sweep", "--model", saved["model"], "--vectors", saved["vectors"],
@@ -491,13 +501,14 @@ def called(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_killed_at_random_moments_nothing_is_lost_or_done_twice(saved: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_killed_at_random_moments_nothing_is_lost_or_done_twice(
+    saved: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
     """ACE_KILLS sets how often (the suite 3 times)."""
-    whole = called(*command(saved, tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
     out, kills, generator = tmp_path / "killed", int(os.environ.get("ACE_KILLS", "3")), random.Random(7)
     file, before = out / "results.jsonl", b""
-    total = len(read_records(tmp_path / "whole" / "results.jsonl"))
+    total = len(read_records(undisturbed / "results.jsonl"))
     for kill in range(kills):
         process = subprocess.Popen(
             command(saved, out, *(["--resume"] if (out / "manifest.json").exists() else [])), cwd=ROOT,
@@ -523,15 +534,14 @@ def test_killed_at_random_moments_nothing_is_lost_or_done_twice(saved: dict[str,
     lines = [json.loads(line) for line in file.read_bytes().splitlines()]
     assert file.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     assert len(lines) == len({line["cell"] for line in lines}) == total
-    same(lines, read_records(tmp_path / "whole" / "results.jsonl"))
-    tables = [json.loads((tmp_path / name / "summary.json").read_text("utf-8")) for name in ("whole", "killed")]
+    same(lines, read_records(undisturbed / "results.jsonl"))
+    tables = [json.loads((folder / "summary.json").read_text("utf-8")) for folder in (undisturbed, out)]
     assert tables[0]["rows"] and [r["refused"] for r in tables[0]["rows"]] == [r["refused"] for r in tables[1]["rows"]]
     assert tables[0]["gaps"] == tables[1]["gaps"]
 
 
-def test_launched_processes_one_killed_then_resumed(saved: dict[str, str], tmp_path: Path) -> None:
-    whole = called(*command(saved, tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
+@pytest.mark.slow
+def test_launched_processes_one_killed_then_resumed(saved: dict[str, str], undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "shared"
     processes = [
         subprocess.Popen(
@@ -548,7 +558,7 @@ def test_launched_processes_one_killed_then_resumed(saved: dict[str, str], tmp_p
     assert not (out / "report.html").exists()
     again = called(*command(saved, out, "--resume"), RANK="1", WORLD_SIZE="2")
     assert again.returncode == 0, again.stderr
-    same(read_records(out / "results.jsonl"), read_records(tmp_path / "whole" / "results.jsonl"))
+    same(read_records(out / "results.jsonl"), read_records(undisturbed / "results.jsonl"))
     assert (out / "report.html").exists()
 
 

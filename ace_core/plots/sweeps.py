@@ -14,7 +14,7 @@ from ace_core.plots.style import Figure
 __all__ = ["Band", "GapBar", "MapPanel", "alpha_curves", "gap_bars", "layer_maps"]
 
 _DASHES = {"harmful": "solid", "harmless": "dot"}
-_BAND, _BETWEEN = 0.16, 0.10
+_BAND = 0.16
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class GapBar:
 def alpha_curves(
     alphas: np.ndarray, bands: Sequence[Band], levels: Mapping[str, float], key: str, height: int = 380
 ) -> Figure:
-    """One panel a method: refusal of harmful and harmless prompts, with intervals; what lies between them is the gap.
+    """One panel a method: refusal of harmful and harmless prompts, with intervals; the area between the lines is the gap.
 
     Args:
         alphas: ``(coefficients,)``, class gaps.
@@ -73,7 +73,6 @@ def alpha_curves(
         start = number * (width + room)
         shown = [band for band in bands if band.method == method]
         colour = style.METHOD_COLOURS[method]
-        data += _between(alphas, shown, colour, suffix)
         for band in shown:
             data += _band(alphas, band, colour, suffix, legend=number == 0)
         layout[f"xaxis{suffix}"] = style.axis(
@@ -227,7 +226,13 @@ def gap_bars(bars: Sequence[GapBar], key: str, height: int = 0) -> Figure:
         "layout": {
             **style.layout(height, key, f"Standardisation gaps: {told}."),
             "xaxis": style.axis("standardisation gap ∫ |harmful − harmless| dα (class gaps)", rangemode="tozero"),
-            "yaxis": {"automargin": True, "autorange": "reversed", "fixedrange": True, "showgrid": False},
+            "yaxis": {
+                "automargin": True,
+                "ticklabelstandoff": 6,
+                "autorange": "reversed",
+                "fixedrange": True,
+                "showgrid": False,
+            },
             "showlegend": False,
             "margin": {"l": 8, "r": 16, "t": 8, "b": 48},
         },
@@ -271,25 +276,6 @@ def _band(alphas: np.ndarray, band: Band, colour: str, suffix: str, legend: bool
         **axes,
     }
     return [fill, line]
-
-
-def _between(alphas: np.ndarray, bands: Sequence[Band], colour: str, suffix: str) -> list[dict[str, Any]]:
-    """Shading between the classes' curves."""
-    by_kind = {band.kind: band.rate for band in bands}
-    if set(by_kind) != {"harmful", "harmless"}:
-        return []
-    known = np.isfinite(by_kind["harmful"]) & np.isfinite(by_kind["harmless"])
-    if known.sum() < 2:
-        return []
-    x = style.numbers(alphas[known])
-    y = style.numbers(np.concatenate([by_kind["harmful"][known], by_kind["harmless"][known][::-1]]))
-    return [
-        {
-            "type": "scatter", "mode": "lines", "x": [*x, *x[::-1]], "y": y, "fill": "toself",
-            "fillcolor": _faded(colour, _BETWEEN), "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
-            "xaxis": f"x{suffix}", "yaxis": f"y{suffix}",
-        }
-    ]  # fmt: skip
 
 
 def _faded(colour: str, opacity: float) -> str:

@@ -111,8 +111,8 @@ def _curves(summary: SweepSummary, place: Place, alphas: np.ndarray, told: str) 
     plain = {kind: unsteered(summary, kind) for kind in KINDS}
     levels = {kind: found["baseline"].value for kind, found in plain.items() if "baseline" in found}
     caption = (
-        f"Refusal is {told}, with 95 % intervals. Filled markers are harmful prompts, open ones harmless; the shading "
-        "between them is the standardisation gap. Grey lines are the unsteered model."
+        f"Refusal is {told}, with 95 % intervals. Filled markers are harmful prompts, open ones harmless; the area "
+        "between the two lines is the standardisation gap. Grey lines are the unsteered model."
     )
     figure = alpha_curves(alphas, bands, levels, f"curves {place.key}")
     return Picture(f"Refusal against the coefficient, block {place.key}", caption, figure)

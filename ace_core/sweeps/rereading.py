@@ -101,22 +101,26 @@ def _logits(
 ) -> Tensor:
     """Logits of one left-padded batch at its last positions, ``(B, longest answer + 1 or more, vocabulary)``."""
     texts = [[*prompt, *answer] for prompt, answer, _ in rows]
+    # up to the first edited block rows of one text are one row, which the edit itself turns into several
+    shared = model.shares_prompts and all(text == texts[0] for text in texts)
+    read = 1 if shared else len(rows)
     longest = max(map(len, texts))
     pads = torch.tensor([longest - len(text) for text in texts], device=model.device).unsqueeze(1)
     ids = torch.tensor([[model.pad_id] * (longest - len(text)) + text for text in texts], device=model.device)
     columns = torch.arange(longest, device=model.device).unsqueeze(0)
     positions = columns - pads
     accepted = _accepted(model.network.forward)
-    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": ids[:read], "use_cache": False}
     if bool((pads > 0).any()):
         inputs["attention_mask"] = (columns >= pads).long()
     if "position_ids" in accepted:
-        inputs["position_ids"] = positions.clamp(min=0)
+        inputs["position_ids"] = positions[:read].clamp(min=0)
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = max(len(answer) for _, answer, _ in rows) + 1
     plan = Plan(directions, [arm for _, _, arm in rows], [len(prompt) for prompt, _, _ in rows], read=False)
     with plan.applied(model.blocks, positions):
-        return model.network(**inputs).logits
+        logits = model.network(**inputs).logits
+    return logits.expand(len(rows), -1, -1)
 
 
 def _accepted(forward: Callable[..., Any]) -> frozenset[str]:
