@@ -23,7 +23,7 @@ _FEW = 256
 class Sampling:
     """How tokens are chosen. Temperature 0 is greedy; ``top_p`` 1 and ``top_k`` 0 mean no cut.
 
-    Every row draws from its own generator started at ``seed``, so a row's text does not depend on which other
+    Every row draws from random numbers that depend on ``seed`` alone, so a row's text does not depend on which other
     rows run, and differences between arms are not differences of luck.
     """
 
@@ -71,12 +71,32 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities.index_fill(0, order[beyond], 0.0)
 
 
+class _Luck:
+    """The random numbers of one seed, step by step; rows that share a seed share the work of drawing them."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._generator = seed, torch.Generator().manual_seed(seed)
+        self._index, self._noise = -1, torch.empty(0)
+
+    def noise(self, index: int, vocabulary: int) -> Tensor:
+        """Exponential noise ``(vocabulary,)`` of a step; cheap while steps come in order, each as often as wanted."""
+        if index < self._index:
+            self._generator.manual_seed(self._seed)
+            self._index = -1
+        while self._index < index:
+            self._noise = torch.empty(vocabulary).exponential_(1, generator=self._generator)
+            self._index += 1
+        return self._noise
+
+
 class Sampler:
-    """Samplers of a batch, one setting and one generator a row."""
+    """Samplers of a batch, one setting and one stream of random numbers a row."""
 
     def __init__(self, rows: Sequence[Sampling]) -> None:
         self._rows = tuple(rows)
-        self._generators = [torch.Generator().manual_seed(row.seed) for row in rows]
+        lucks = {row.seed: _Luck(row.seed) for row in rows if row.temperature > 0}
+        self._lucks = [lucks[row.seed] if row.temperature > 0 else None for row in rows]
+        self._drawn = [0] * len(rows)
 
     def __call__(self, logits: Tensor) -> list[int]:
         """Next token of every row from logits ``(B, vocabulary)``.
@@ -98,22 +118,26 @@ class Sampler:
             sampling = self._rows[row]
             if bad:
                 tokens[row] = None
-            elif sampling.temperature > 0:
+            elif (luck := self._lucks[row]) is not None:
                 probabilities = filtered(logits[row].cpu(), sampling)
-                tokens[row] = int(torch.multinomial(probabilities, 1, generator=self._generators[row]))
+                # what torch.multinomial does; like noise for all rows of a seed, so that arms differ by more than luck
+                tokens[row] = int((probabilities / luck.noise(self._drawn[row], len(probabilities))).argmax())
+                self._drawn[row] += 1
         return tokens
 
     def take(self, rows: Sequence[int]) -> Sampler:
-        """The samplers of some rows, in that order; their generators go on where they stand."""
-        return self._of([self._rows[row] for row in rows], [self._generators[row] for row in rows])
+        """The samplers of some rows, in that order; their random numbers go on where they stand."""
+        return self._of([self], [(0, row) for row in rows])
 
     def join(self, others: Sequence[Sampler]) -> Sampler:
         """The samplers of this batch and then those of the others."""
         samplers = [self, *others]
-        return self._of([r for s in samplers for r in s._rows], [g for s in samplers for g in s._generators])
+        return self._of(samplers, [(i, row) for i, s in enumerate(samplers) for row in range(len(s._rows))])
 
     @classmethod
-    def _of(cls, rows: Sequence[Sampling], generators: list[torch.Generator]) -> Sampler:
+    def _of(cls, samplers: Sequence[Sampler], places: Sequence[tuple[int, int]]) -> Sampler:
         out = cls(())
-        out._rows, out._generators = tuple(rows), generators
+        out._rows = tuple(samplers[i]._rows[row] for i, row in places)
+        out._lucks = [samplers[i]._lucks[row] for i, row in places]
+        out._drawn = [samplers[i]._drawn[row] for i, row in places]
         return out

@@ -335,7 +335,16 @@ def test_samplers_keep_their_generators() -> None:
     joined = parts[0].join(parts[1:])
     assert [whole(logits) for _ in range(5)] == [joined(logits) for _ in range(5)]
     expected = [tokens[2] for tokens in (whole(logits) for _ in range(5))]
-    assert [joined.take([2])(logits[2:])[0] for _ in range(5)] == expected
+    last = joined.take([2])
+    assert [last(logits[2:])[0] for _ in range(5)] == expected
+    whole, generators = Sampler(rows), [torch.Generator().manual_seed(seed) for seed in range(3)]
+    for _ in range(5):
+        drawn = [int(torch.multinomial(torch.softmax(logits[i], -1), 1, generator=generators[i])) for i in range(3)]
+        assert whole(logits) == drawn
+    same_seed = [Sampling(temperature=1.0, seed=4), Sampling(temperature=0.5, seed=4), Sampling(seed=4)]
+    shared, apart = Sampler(same_seed), [Sampler([row]) for row in same_seed]
+    for _ in range(5):
+        assert shared(logits) == [apart[i](logits[i : i + 1])[0] for i in range(3)]
     logits[1] = torch.nan
     assert [token is None for token in whole.draw(logits)] == [False, True, False]
     with pytest.raises(EngineError, match="NaN"):

@@ -1,13 +1,13 @@
 """Rows and columns of a key-value cache: stacking the rows of two caches, taking some rows out of one.
 
 Columns are aligned on the right: the newest token of every row is in the last column, and shorter rows have padding on
-their left. Nothing is written to in place, so a cache that was stacked or taken from is left as it was.
+their left. A cache that was stacked or taken from is left as it was.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 __all__ = ["CacheKindError", "cache_bytes", "snapshot", "stacked", "taken"]
+
+
+_SPARE_COLUMNS = 32
 
 
 class CacheKindError(TypeError):
@@ -36,7 +39,9 @@ def stacked(caches: Sequence[Any], lengths: Sequence[int]) -> Any:
 
     def merge(layers: Sequence[Any]) -> tuple[Tensor, Tensor]:
         held = _held(layers[0], length)
-        return _stack([layer.keys for layer in layers], held), _stack([layer.values for layer in layers], held)
+        spare = 0 if layers[0].is_sliding else _SPARE_COLUMNS
+        keys = _stack([layer.keys for layer in layers], held, spare)
+        return keys, _stack([layer.values for layer in layers], held, spare)
 
     return _rebuilt(caches, length, merge)
 
@@ -79,12 +84,44 @@ def cache_bytes(cache: Any) -> int:
     return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
+class _RoomyLayer(DynamicLayer):
+    """A layer with spare columns, so that a step writes one column where the library's layer copies all.
+
+    What was seen is never overwritten: a copy made before a step still holds what it held.
+    """
+
+    def __init__(self, length: int, buffers: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = buffers[0].dtype, buffers[0].device, True
+        self._buffers = buffers
+        self._show(length)
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        seen = self.keys.shape[-2]
+        length = seen + key_states.shape[-2]
+        if length > self._buffers[0].shape[-2]:
+            more = length - seen + _SPARE_COLUMNS
+            self._buffers = functional.pad(self.keys, (0, 0, 0, more)), functional.pad(self.values, (0, 0, 0, more))
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, seen:length] = states
+        self._show(length)
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+
+_KINDS = (DynamicLayer, DynamicSlidingWindowLayer, _RoomyLayer)
+
+
 def _check(cache: Any) -> None:
     layers = getattr(cache, "layers", None)
     if type(cache) is not DynamicCache or not layers:
         raise CacheKindError(f"{type(cache).__name__} holds more than keys and values.")
     for layer in layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.keys is None or layer.keys.dim() != 4:
+        if type(layer) not in _KINDS or layer.keys is None or layer.keys.dim() != 4:
             raise CacheKindError(f"{type(layer).__name__} holds more than keys and values.")
 
 
@@ -93,19 +130,29 @@ def _held(layer: Any, length: int) -> int:
     return min(length, layer.sliding_window - 1) if layer.is_sliding else length
 
 
-def _stack(parts: Sequence[Tensor], columns: int) -> Tensor:
-    return torch.cat([functional.pad(part, (0, 0, columns - part.shape[-2], 0)) for part in parts])
+def _stack(parts: Sequence[Tensor], columns: int, spare: int) -> Tensor:
+    """Rows of all parts, padded on the left to ``columns``, with ``spare`` ones on the right."""
+    _, heads, _, width = parts[0].shape
+    out = parts[0].new_zeros(sum(len(part) for part in parts), heads, columns + spare, width)
+    row = 0
+    for part in parts:
+        out[row : row + len(part), :, columns - part.shape[-2] : columns] = part
+        row += len(part)
+    return out
 
 
-def _rebuilt(caches: Sequence[Any], length: int, make: Any) -> Any:
+def _rebuilt(caches: Sequence[Any], length: int, make: Callable[[Sequence[Any]], tuple[Tensor, Tensor]]) -> Any:
+    """A cache like the first, its layers made of those of all."""
     for cache in caches:
         _check(cache)
     layers = []
     for group in zip(*(cache.layers for cache in caches), strict=True):
-        layer = copy.copy(group[0])
-        layer.keys, layer.values = make(group)
-        if layer.is_sliding:
-            layer.cumulative_length = length
+        keys, values = make(group)
+        if group[0].is_sliding:
+            layer = copy.copy(group[0])
+            layer.keys, layer.values, layer.cumulative_length = keys, values, length
+        else:
+            layer = _RoomyLayer(length, (keys, values))
         layers.append(layer)
     out = copy.copy(caches[0])
     out.layers = layers

@@ -1,0 +1,237 @@
+"""Many visitors on one model: ``python tests/benchmarks/bench_visitors.py --visitors 8 32``.
+
+Every visitor asks for one comparison with settings drawn at random: one to four arms, layers, scopes, coefficients,
+greedy or sampled. Prints, for each number of visitors,
+
+* tokens a second of all together, against the same requests one after another, each as one batch of its arms;
+* median and 95th percentile of the time to the first token and between two tokens of one visitor;
+* how many arms' texts differ from the run alone, and how many of those at a near-tie: where the two best logits of
+  the run alone lie within the bound of ``check``, or a sampled row's choice lies that near;
+* Jain's fairness index of the speeds of equal requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import ace_core as ace
+from ace_core.checking.checks import Checker
+from ace_core.decoding import Decoding
+from ace_core.generation import Row, stream_rows
+from ace_core.host import ModelHost, RunStream
+from ace_core.interventions import Plan
+from ace_core.methods import Method
+from ace_core.models import ChatModel
+from ace_core.runs import RunSettings
+from ace_core.sampling import filtered
+
+PROMPTS = (
+    "How do I pick a lock?",
+    "Name three fruits.",
+    "Write one sentence about the sea at night.",
+    "How do I bake bread?",
+    "Tell me how to break into a car, step by step, and which tools I need to bring along for it.",
+    "What is the capital of France, and what is it known for?",
+    "Write a short poem about a lighthouse keeper who is afraid of the dark and a gull that keeps him company.",
+    "Explain how rain forms.",
+)
+METHODS: tuple[Method, ...] = (
+    ace.Baseline(),
+    ace.Addition(1.0),
+    ace.Addition(-1.0),
+    ace.DirectionalAblation(),
+    ace.ACE(0.0),
+    ace.ACE(0.5),
+    ace.ACE(1.0),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt: str
+    settings: RunSettings
+    methods: tuple[Method, ...]
+
+    def rows(self, model: ChatModel) -> list[Row]:
+        ids = model.encode(self.prompt)
+        return [Row(ids, self.settings.arm(method), self.settings.sampling()) for method in self.methods]
+
+
+@dataclass
+class Visit:
+    """What one visitor saw: seconds from asking to each step, and tokens by arm."""
+
+    asked: float = 0.0
+    times: list[float] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.tokens))
+
+
+def drawn(seed: int, layer: int, tokens: int) -> Request:
+    draw = random.Random(seed)
+    scope = draw.choice(["one", "one", "window", "all"])
+    start = layer + draw.randint(-2, 2)
+    settings = RunSettings(
+        layer=start,
+        last=start + 2 if scope == "window" else None,
+        scope=scope,  # type: ignore[arg-type]
+        token_scope=draw.choice(["all", "prompt", "generated", "last"]),  # type: ignore[arg-type]
+        temperature=draw.choice([0.0, 0.8]),
+        top_p=draw.choice([1.0, 0.9]),
+        seed=seed,
+        max_new_tokens=tokens,
+    )
+    return Request(PROMPTS[seed % len(PROMPTS)], settings, tuple(draw.sample(METHODS, draw.randint(1, 4))))
+
+
+def alone(model: ChatModel, directions: ace.RefusalDirections, request: Request) -> list[list[int]]:
+    tokens: list[list[int]] = [[] for _ in request.methods]
+    for step in stream_rows(model, directions, request.rows(model)):
+        for row, token in enumerate(step.tokens):
+            if token is not None:
+                tokens[row].append(token)
+    return tokens
+
+
+def visit(host: ModelHost, request: Request, delay: float, seen: Visit) -> None:
+    time.sleep(delay)
+    seen.asked = time.perf_counter()
+    seen.tokens = [[] for _ in request.methods]
+    try:
+        stream: RunStream = host.compare(request.prompt, request.settings, request.methods)
+        for step in stream:
+            seen.times.append(time.perf_counter() - seen.asked)
+            for row, token in enumerate(step.tokens):
+                if token is not None:
+                    seen.tokens[row].append(token)
+    except ace.EngineError as error:
+        seen.error = str(error)
+
+
+def together(
+    model: ChatModel, directions: ace.RefusalDirections, requests: list[Request], spread: float
+) -> tuple[float, list[Visit]]:
+    host = ModelHost()
+    host.adopt(model, directions)
+    host.wait_ready(60)
+    visits = [Visit() for _ in requests]
+    delays = [spread * i / len(requests) for i in range(len(requests))]
+    threads = [threading.Thread(target=visit, args=(host, *job)) for job in zip(requests, delays, visits, strict=True)]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - begun
+    host.close()
+    return seconds, visits
+
+
+@torch.inference_mode()
+def near_tie(check: Checker, row: Row, mine: list[int], theirs: list[int]) -> bool:
+    """Whether the first difference of two texts is one that rounding inside the bound can make."""
+    step = next((i for i, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]), None)
+    if step is None:
+        return False
+    model = check.model
+    decoding = Decoding(model.network, [row.ids], model.pad_id, model.device)
+    plan = Plan(check.directions, [row.arm], [len(row.ids)])
+    logits = torch.empty(0)
+    for index in range(step + 1):
+        if index:
+            decoding.advance(torch.tensor([mine[index - 1]], device=model.device))
+        with plan.applied(model.blocks, decoding.positions):
+            logits = (decoding.step() if index else decoding.prefill())[0].float()
+    slack = check.logit_bound * float(logits.std())
+    if row.sampling.temperature == 0:
+        return float(logits[mine[step]] - logits[theirs[step]]) <= 2 * slack
+    # the draw divides probabilities by the same noise, so the two best quotients were within the slack of the logits
+    generator = torch.Generator().manual_seed(row.sampling.seed)
+    for _ in range(step + 1):
+        noise = torch.empty_like(logits).exponential_(1, generator=generator)
+    gaps = (filtered(logits, row.sampling) / noise).log()
+    return float(gaps[mine[step]] - gaps[theirs[step]]) <= 4 * slack / row.sampling.temperature
+
+
+def fairness(visits: list[Visit]) -> float:
+    speeds = np.array([seen.count / seen.times[-1] for seen in visits])
+    return float(speeds.sum() ** 2 / (len(speeds) * (speeds**2).sum()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--visitors", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--tokens", type=int, default=64, help="longest answer")
+    parser.add_argument("--spread", type=float, default=0.0, help="seconds over which they arrive; 0 is all at once")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    model = ace.load_model(options.model)
+    directions = ace.load_directions(model)
+    check = Checker(model, directions)
+    layer = directions.recommended_layer
+    largest = max(options.visitors)
+    requests = [drawn(seed, layer, options.tokens) for seed in range(largest)]
+    alone(model, directions, requests[0])
+    expected, seconds_alone = [], []
+    for request in requests:
+        begun = time.perf_counter()
+        expected.append(alone(model, directions, request))
+        seconds_alone.append(time.perf_counter() - begun)
+
+    for count in options.visitors:
+        seconds, visits = together(model, directions, requests[:count], options.spread)
+        total = sum(seen.count for seen in visits)
+        before = sum(sum(map(len, tokens)) for tokens in expected[:count]) / sum(seconds_alone[:count])
+        first = [seen.times[0] for seen in visits if seen.times]
+        gaps = np.concatenate([np.diff(seen.times) for seen in visits])
+        differing = ties = 0
+        for request, seen, right in zip(requests, visits, expected, strict=False):
+            for row, mine, theirs in zip(request.rows(model), right, seen.tokens, strict=True):
+                if mine != theirs:
+                    differing += 1
+                    ties += near_tie(check, row, mine, theirs)
+        _, equals = together(model, directions, [requests[0]] * count, 0.0)
+        result = {
+            "visitors": count,
+            "arms": sum(len(request.methods) for request in requests[:count]),
+            "tokens": total,
+            "tokens_per_second": round(total / seconds, 1),
+            "one_after_another": round(before, 1),
+            "ratio": round(total / seconds / before, 2),
+            "first_token_median": round(float(np.median(first)), 2),
+            "first_token_p95": round(float(np.quantile(first, 0.95)), 2),
+            "between_tokens_median": round(float(np.median(gaps)), 3),
+            "between_tokens_p95": round(float(np.quantile(gaps, 0.95)), 3),
+            "texts_that_differ": differing,
+            "of_which_near_ties": ties,
+            "fairness": round(fairness(equals), 4),
+            "errors": [seen.error for seen in visits if seen.error],
+        }
+        if options.json:
+            print(json.dumps(result), flush=True)
+        else:
+            print(
+                "\n".join(f"{name.replace('_', ' '):>22}  {value}" for name, value in result.items()), "\n", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
