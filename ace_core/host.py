@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from ace_core import chat
 from ace_core.directions import RefusalDirections
-from ace_core.errors import EngineError
+from ace_core.errors import EngineError, explained
 from ace_core.fitting.extraction import directions_for
 from ace_core.generation import MAX_ROWS, Row
 from ace_core.methods import Method
@@ -247,7 +247,7 @@ class ModelHost:
                 continue
             job = self._line.take_job() if self._scheduler.count == 0 else None
             if job is not None:
-                job()
+                self._perform(job)
             elif self._tasks:
                 self._compute(self._tasks.popleft())
             else:  # readers that left no room do not ring
@@ -255,6 +255,13 @@ class ModelHost:
         self._scheduler.close()
         while self._tasks:
             self._tasks.popleft().fail(CLOSED)
+
+    def _perform(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:  # the thread outlives a model that can't be used
+            self._model = None
+            self._set(HostState("failed", str(explained(error, "loading of the model", "a smaller one"))))
 
     def _compute(self, task: Task[Any]) -> None:
         self._running = task

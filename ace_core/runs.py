@@ -185,7 +185,7 @@ class RunBuilder:
             tokens=tuple(self._pieces[row]),
             text=text,
             stop=self._stops[row],
-            verdict=verdict(text) if judged and self._stops[row] != "cancelled" else "",
+            verdict=verdict(text) if judged and self._stops[row] not in ("cancelled", "nan") else "",
             before=_joined(self._before[row]),
             after=_joined(self._after[row]),
         )

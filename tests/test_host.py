@@ -156,6 +156,23 @@ def test_no_model_yet_and_a_model_that_fails() -> None:
     made.close()
 
 
+def test_the_thread_outlives_a_model_that_cannot_be_used(host: ModelHost) -> None:
+    host.adopt(None, tiny_directions("llama"))  # type: ignore[arg-type]
+    deadline = time.monotonic() + 20
+    while host.state.status != "failed" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(ace.EngineError, match="unexpected AttributeError"):
+        host.compare("Hi", SETTINGS, METHODS)
+    host.adopt(tiny_model("llama"), tiny_directions("llama"))
+    assert host.wait_ready(30) and host.alive
+    while host.state.status != "ready" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stream = host.compare("Hello there", SETTINGS, METHODS, visitor="somebody")
+    while stream.wait(0.1) is not None:
+        pass
+    assert stream.position is None and sum(1 for _ in stream) == 12
+
+
 def test_queue_is_bounded(host: ModelHost) -> None:
     long = RunSettings(layer=1, max_new_tokens=500)
     streams = []

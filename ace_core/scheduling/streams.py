@@ -93,7 +93,7 @@ class RunStream:
     def wait(self, seconds: float) -> Place | None:
         """Wait until the run begins or is over, at most so long; the place in the line then, or None."""
         self._begun.wait(seconds)
-        return self.position
+        return self.position if self._alive() else None
 
     def cancel(self) -> None:
         """Stop within one token; the last step says ``cancelled``."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.host import HostState, ModelHost
+from ace_core.host import HostState, ModelHost, Place
 from ace_core.runs import Run, RunSettings
 from ace_core.ui import views
 from ace_core.ui.controls import ask, changes, problems, values_of
@@ -79,14 +79,14 @@ class Handlers:
         if not session.running:
             session.announce(uuid.uuid4().hex)
         try:
-            yield from self._generate(session, values)
+            yield from self._generate(session, values, request.session_hash)
         except EngineError as error:
             session.failed = True
             yield status("error", str(error)), gr.skip(), gr.skip()
         finally:
             session.release()
 
-    def _generate(self, session: Session, values: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    def _generate(self, session: Session, values: dict[str, Any], visitor: str | None) -> Iterator[tuple[Any, ...]]:
         message = ""
         state = self.host.state
         while state.status == "loading" and not session.stopped.is_set():
@@ -101,8 +101,11 @@ class Handlers:
             raise EngineError(" ".join(found.values()))
         asked = ask(values)
         own = session.own(state)
-        stream = self.host.compare(asked.prompt, asked.settings, asked.methods, own and own[0])
+        stream = self.host.compare(asked.prompt, asked.settings, asked.methods, own and own[0], visitor=visitor)
         session.hold(stream, state.directions if own is None else own[0])
+        while (place := stream.wait(_POLL_SECONDS)) is not None:
+            if message != (message := _in_line(place)):
+                yield status("waiting", message), gr.skip(), gr.skip()
         due = 0.0
         for _ in stream:
             now = time.monotonic()
@@ -300,6 +303,12 @@ def _arms(run: Run) -> str:
 def _loading(state: HostState) -> str:
     share = f" {state.progress:.0%}" if state.progress is not None else ""
     return f"Your run starts when the model is ready: {state.message}{share}"
+
+
+def _in_line(place: Place) -> str:
+    runs = "1 run is" if place.ahead == 1 else f"{place.ahead or 'no'} runs are"
+    about = "" if place.seconds is None else f" Yours starts in about {max(1, round(place.seconds))} s."
+    return f"Waiting in line: {runs} ahead of yours.{about}"
 
 
 def _nothing(count: int) -> tuple[Any, ...]:

@@ -38,7 +38,13 @@ HEATMAP_HEIGHT = 420
 DISTRIBUTION_HEIGHT = 460
 SPARKLINE_HEIGHT = 64
 
-_STOPS = {"end": "ended", "stop": "ended", "length": "length limit", "cancelled": "stopped"}
+_STOPS = {
+    "end": "ended",
+    "stop": "ended",
+    "length": "length limit",
+    "cancelled": "stopped",
+    "nan": "ended by NaN: use a smaller coefficient",
+}
 
 
 def answers(run: Run, block: int | None, key: str, live: bool = False) -> str:
