@@ -51,7 +51,7 @@ class GapBar:
 def alpha_curves(
     alphas: np.ndarray, bands: Sequence[Band], levels: Mapping[str, float], key: str, height: int = 380
 ) -> Figure:
-    """One panel a method: refusal of harmful and harmless prompts, with intervals; the area between the lines is the gap.
+    """One panel a method: refusal of both classes with intervals; the area between the lines is the gap.
 
     Args:
         alphas: ``(coefficients,)``, class gaps.

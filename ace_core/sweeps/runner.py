@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -66,7 +66,7 @@ def run_sweep(
     command: str = "",
     batch_rows: int = 48,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[SweepEvent]:
+) -> Generator[SweepEvent, None, None]:
     """Run what is not yet finished of a sweep, yielding events; finished cells are on the disk when they are told.
 
     Args:
