@@ -3,7 +3,8 @@
 Every visitor asks for one comparison with settings drawn at random: one to four arms, layers, scopes, coefficients,
 greedy or sampled. Prints, for each number of visitors,
 
-* tokens a second of all together, against the same requests one after another, each as one batch of its arms;
+* tokens a second of all together, against the same requests one after another, each as one batch of its arms, and the
+  same ratio in processor time, which other programs on the machine don't disturb;
 * median and 95th percentile of the time to the first token and between two tokens of one visitor;
 * how many arms' texts differ from the run alone, and how many of those at a near-tie: where the two best logits of
   the run alone lie within the bound of ``check``, or a sampled row's choice lies that near;
@@ -83,6 +84,10 @@ class Visit:
         return sum(map(len, self.tokens))
 
 
+def clocks() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 def drawn(seed: int, layer: int, tokens: int) -> Request:
     draw = random.Random(seed)
     scope = draw.choice(["one", "one", "window", "all"])
@@ -126,19 +131,20 @@ def visit(host: ModelHost, request: Request, delay: float, seen: Visit) -> None:
 
 def together(
     model: ChatModel, directions: ace.RefusalDirections, requests: list[Request], spread: float
-) -> tuple[float, list[Visit]]:
+) -> tuple[np.ndarray, list[Visit]]:
+    """Seconds on the wall and of the processor, and what each visitor saw."""
     host = ModelHost()
     host.adopt(model, directions)
     host.wait_ready(60)
     visits = [Visit() for _ in requests]
     delays = [spread * i / len(requests) for i in range(len(requests))]
     threads = [threading.Thread(target=visit, args=(host, *job)) for job in zip(requests, delays, visits, strict=True)]
-    begun = time.perf_counter()
+    begun = clocks()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - begun
+    seconds = clocks() - begun
     host.close()
     return seconds, visits
 
@@ -192,14 +198,15 @@ def main() -> None:
     alone(model, directions, requests[0])
     expected, seconds_alone = [], []
     for request in requests:
-        begun = time.perf_counter()
+        begun = clocks()
         expected.append(alone(model, directions, request))
-        seconds_alone.append(time.perf_counter() - begun)
+        seconds_alone.append(clocks() - begun)
 
     for count in options.visitors:
         seconds, visits = together(model, directions, requests[:count], options.spread)
         total = sum(seen.count for seen in visits)
-        before = sum(sum(map(len, tokens)) for tokens in expected[:count]) / sum(seconds_alone[:count])
+        speed = total / seconds
+        before = sum(sum(map(len, tokens)) for tokens in expected[:count]) / np.sum(seconds_alone[:count], axis=0)
         first = [seen.times[0] for seen in visits if seen.times]
         gaps = np.concatenate([np.diff(seen.times) for seen in visits])
         differing = ties = 0
@@ -213,9 +220,10 @@ def main() -> None:
             "visitors": count,
             "arms": sum(len(request.methods) for request in requests[:count]),
             "tokens": total,
-            "tokens_per_second": round(total / seconds, 1),
-            "one_after_another": round(before, 1),
-            "ratio": round(total / seconds / before, 2),
+            "tokens_per_second": round(float(speed[0]), 1),
+            "one_after_another": round(float(before[0]), 1),
+            "ratio": round(float(speed[0] / before[0]), 2),
+            "ratio_in_processor_time": round(float(speed[1] / before[1]), 2),
             "first_token_median": round(float(np.median(first)), 2),
             "first_token_p95": round(float(np.quantile(first, 0.95)), 2),
             "between_tokens_median": round(float(np.median(gaps)), 3),
