@@ -79,8 +79,8 @@ class Classes:
         look = look_at(directions)
         if not np.isfinite(look.auroc).all():
             return None
-        thin = [_thinned(part) for part in (look.harmless, look.harmful)]
-        return cls(model, look.recommended, *thin, look.auroc, look.origin)
+        harmless, harmful = _thinned(look.harmless), _thinned(look.harmful)
+        return cls(model, look.recommended, harmless, harmful, look.auroc, look.origin)
 
     def to_json(self) -> dict[str, Any]:
         arrays = {name: getattr(self, name) for name in ("harmless", "harmful", "auroc", "origin")}
@@ -97,15 +97,16 @@ class Classes:
         try:
             if data["format"] != FORMAT:
                 raise ValueError("format")
-            parts = [np.asarray(data[name], np.float32) for name in ("harmless", "harmful", "auroc", "origin")]
-            blocks = len(parts[2])
+            names = ("harmless", "harmful", "auroc", "origin")
+            harmless, harmful, auroc, origin = parts = [np.asarray(data[name], np.float32) for name in names]
+            blocks = len(auroc)
             dimensions = [part.ndim for part in parts] == [2, 2, 1, 1]
             if not dimensions or any(len(part) != blocks or not np.isfinite(part).all() for part in parts):
                 raise ValueError("shape")
             recommended = int(data["recommended"])
             if not 0 <= recommended < blocks:
                 raise ValueError("block")
-            return cls(str(data["model"]), recommended, *parts)
+            return cls(str(data["model"]), recommended, harmless, harmful, auroc, origin)
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError("The gallery's held-out coordinates can't be read: record the gallery again.") from error
 
