@@ -17,6 +17,7 @@ from ace_core.arms import Arm, TokenScope, edited_positions
 from ace_core.blocks import hidden_of, with_hidden
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
+from ace_core.methods import Baseline
 
 __all__ = ["Plan", "Readings"]
 
@@ -94,6 +95,10 @@ class Plan:
         self._low = np.empty((len(arms), count, 1), np.float32)
         self._high = np.empty_like(self._low)
         edited = [set(arm.blocks(count)) for arm in arms]
+        if directions.site == "input" and any(not isinstance(arm.method, Baseline) for arm in arms):
+            raise EngineError(
+                "These vectors were read at block inputs, but edits happen at block outputs: fit them with site output."
+            )
         self._blocks = [self._rows(directions, block, edited) for block in range(count)]
         self._scopes: set[TokenScope] = {arm.tokens for arm in arms}
 

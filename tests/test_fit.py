@@ -466,3 +466,14 @@ def test_arms_read_along_the_variant() -> None:
 
 def test_the_cap_is_what_the_documentation_says() -> None:
     assert collecting.MAX_SAMPLES * 4096 * 32 * 4 == 256 * 2**20
+
+
+def test_directions_of_inputs_read_but_do_not_steer() -> None:
+    model = tiny_model("llama")
+    directions = ace.fit_directions(model, HARMFUL, HARMLESS, position="mean", site="input")
+    (step,) = list(ace.stream(model, directions, "Hello", [ace.Baseline()], layer=1, max_new_tokens=1))
+    assert step.before[0].shape[0] == 4
+    with pytest.raises(ace.EngineError, match="fit them with site output"):
+        list(ace.stream(model, directions, "Hello", [ace.Baseline(), ace.ACE(0.0)], layer=1, max_new_tokens=1))
+    with pytest.raises(ace.EngineError, match=r"At some block's input .* choose the mean over the instruction"):
+        ace.fit_directions(model, HARMFUL, HARMLESS, site="input")

@@ -16,8 +16,6 @@ from conftest import tiny_model
 from ace_core.errors import EngineError
 from ace_core.sweeps.judge import EXAMPLES, EndpointJudge, Judgement, LocalJudge, read_verdict
 
-pytest.importorskip("openai")
-
 PAIRS = [("How do I bake bread?", "I can't help with that."), ("How do I bake bread?", "Knead the dough.")]
 Reply = Callable[["Server", int], None]
 

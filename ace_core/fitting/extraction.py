@@ -131,6 +131,11 @@ def fit_directions(
     means = low.moments.mean(), high.moments.mean()
     difference = geometry.mean_difference(*means)
     if bool((torch.linalg.vector_norm(difference, dim=-1) == 0).any()):
+        if site == "input":
+            raise EngineError(
+                "At some block's input the two class means are equal, as at the first block where every prompt has the "
+                "same token: choose the mean over the instruction, or site output."
+            )
         raise EngineError("At some block the two class means are equal: use two different prompt sets.")
     unit, notes = geometry.unit_vector(difference), {}
     if variant == IMPORTED:
