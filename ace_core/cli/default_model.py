@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,7 @@ def evaluate_default(
     folder: Annotated[Path | None, typer.Option(help="Folder of the adapter; default: the one that ships.")] = None,
     vectors: Annotated[Path | None, typer.Option(help="Where its vectors go; default: the file that ships.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts a set, for a trial.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Write all answers there (.jsonl), to read them.")] = None,
 ) -> None:
     """Fit the adapter's vectors, measure it on the test split and write its model card."""
     from ace_core.default_model.adapter import ADAPTER
@@ -46,7 +48,15 @@ def evaluate_default(
 
     place = folder or ADAPTER
     report = read_report(place)
-    write_card(place, evaluate(place, vectors=vectors, progress=say, limit=limit), report)
+    evaluation = evaluate(place, vectors=vectors, progress=say, limit=limit)
+    write_card(place, evaluation, report)
+    if answers is not None:
+        lines = (
+            json.dumps({"set": name, "prompt": a.prompt, "answer": a.text, "verdict": a.verdict}, ensure_ascii=False)
+            for name, found in evaluation.answers.items()
+            for a in found
+        )
+        answers.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     typer.echo(f"Model card written to {place / 'README.md'}")
 
 

@@ -18,9 +18,10 @@ from ace_core.default_model.adapter import ADAPTER, REFUSING_ID, merge_adapter
 from ace_core.default_model.lora import Example, answer_loss, shared_length
 from ace_core.directions import RefusalDirections
 from ace_core.fitting.extraction import fit_directions
+from ace_core.fitting.filtering import filter_by_behaviour
 from ace_core.methods import ACE, Addition, Baseline, DirectionalAblation, Method
 from ace_core.models import ChatModel, load_model, pack_for_cpu, wrap
-from ace_core.prompts import load_builtin
+from ace_core.prompts import BUILTIN_LICENCE, load_builtin
 from ace_core.store import save_directions, vectors_path
 
 __all__ = [
@@ -49,6 +50,8 @@ _TOKENS = 48
 _TABLE_PROMPTS = 40
 _SCREEN_PROMPTS, _SCREEN_TOKENS, _FINALISTS = 20, 24, 4
 _TOLERANCE = 0.06
+_LEAST_BEHAVING = 20
+_RULE = "split 'fit' of the built-in sets, harmful prompts that are refused and harmless ones that are answered"
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,11 @@ def evaluate_models(
     progress("Fitting vectors", None)
     directions = fit_directions(
         model,
-        fit["harmful"],
-        fit["harmless"],
+        *_behaving(model, fit),
         heldout_harmful=held["harmful"],
         heldout_harmless=held["harmless"],
+        split_rule=_RULE,
+        licence=BUILTIN_LICENCE,
     )
     count = directions.blocks
     few = {kind: _spread(texts, _SCREEN_PROMPTS) for kind, texts in held.items()}
@@ -225,6 +229,14 @@ def evaluate_models(
         directions=directions,
         answers=answers,
     )
+
+
+def _behaving(model: ChatModel, fit: Prompts) -> tuple[Sequence[str], Sequence[str]]:
+    """Harmful prompts that are refused and harmless ones that are answered, or all if those are too few."""
+    kept = filter_by_behaviour(model, fit["harmful"], fit["harmless"])
+    if min(len(kept.harmful), len(kept.harmless)) < _LEAST_BEHAVING:
+        return fit["harmful"], fit["harmless"]
+    return kept.harmful, kept.harmless
 
 
 def _spread(texts: Sequence[str], count: int) -> list[str]:

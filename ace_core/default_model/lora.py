@@ -38,16 +38,16 @@ class Recipe:
     last_block: int = 18
     rate: float = 6e-4
     warmup: float = 0.06
-    epochs: int = 2
+    epochs: int = 3
     batch: int = 16
     answer_tokens: int = 32
     clip: float = 1.0
-    dropout: float = 0.05
-    first_weight: float = 2.0
+    dropout: float = 0.0
+    first_weight: float = 8.0
     decay: float = 0.0
     topic_share: float = 0.4
     lookalike_repeats: int = 1
-    validate_at: tuple[float, ...] = (0.7, 1.0)
+    validate_at: tuple[float, ...] = (0.34, 0.67, 1.0)
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,13 @@ base's own answers (ratio {ratio:.2f}).
 
 ## Steering
 
-Directions are mean differences at the last token of the templated prompt (100 harmful and 100 harmless prompts of the
-fit split) of this merged model. One block is edited at all positions. Recommended: **block {layer}**, chosen
-on the validation split among blocks {span} by effect (harmful answered under ACE 0, harmless refused under ACE 1);
-among blocks within a few percent of the best, the one whose origin lies furthest towards the harmful mean. There
-directional ablation, which sends every token to the origin, and ACE, which sends it to the harmless mean, differ most:
-the point of *Refusal in LLMs is an Affine Function* (arXiv 2411.09003). The origin's coordinate is 0 at the harmless
-and 1 at the harmful mean.
+Directions are mean differences at the last token of the templated prompt of this merged model, from the {fit_harmful}
+harmful prompts of the fit split that it refuses and the {fit_harmless} harmless ones that it answers. One block is
+edited at all positions. Recommended: **block {layer}**, chosen on the validation split among blocks {span} by effect
+(harmful answered under ACE 0, harmless refused under ACE 1); among blocks within a few percent of the best, the one
+whose origin lies furthest towards the harmful mean. There directional ablation, which sends every token to the origin,
+and ACE, which sends it to the harmless mean, differ most: the point of *Refusal in LLMs is an Affine Function* (arXiv
+2411.09003). The origin's coordinate is 0 at the harmless and 1 at the harmful mean.
 
 Refused at block {layer}, whole test split:
 
@@ -152,6 +152,8 @@ def model_card(evaluation: Evaluation, report: TrainingReport) -> str:
         ppl=ppl["refusing"],
         ppl_base=ppl["base"],
         ratio=ppl["refusing"] / ppl["base"],
+        fit_harmful=evaluation.directions.metadata["harmful_count"],
+        fit_harmless=evaluation.directions.metadata["harmless_count"],
         layer=chosen.block,
         span=f"{min(blocks)} to {max(blocks)}",
         recommended=effect_table([chosen]),
