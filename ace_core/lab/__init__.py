@@ -1,7 +1,7 @@
-"""What a page asks the model thread for when somebody fits directions of their own; knows no page.
+"""What a page asks the model thread for when somebody fits directions of their own or sweeps; knows no page.
 
-:func:`fit_lab` and :func:`choose_block` are run by :meth:`ace_core.host.ModelHost.work`; everything they return is
-frozen and small, so a page can keep it.
+:func:`fit_lab`, :func:`choose_block` and :meth:`LabSweep.run` are run by :meth:`ace_core.host.ModelHost.work`;
+everything they return is frozen and small, so a page can keep it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,36 @@ from ace_core.lab.options import (
     lab_options,
 )
 from ace_core.lab.sets import KINDS, LabParts, LabSet, builtin_set, file_set, hub_names, hub_set, split_sets
+from ace_core.lab.sweep import (
+    ALPHA_COUNTS,
+    ALPHA_RANGE,
+    MOST_METHODS,
+    PROMPT_COUNTS,
+    SWEEP_METHODS,
+    SWEEP_PRESETS,
+    TOKEN_COUNTS,
+    LabSweep,
+    SweepFiles,
+    SweepLook,
+    SweepRequest,
+    recorded_sweep,
+    sweep_request,
+)
 
 __all__ = [
+    "ALPHA_COUNTS",
+    "ALPHA_RANGE",
     "FILE_SUFFIXES",
     "KINDS",
     "LIMIT_RANGE",
     "METHOD_CHOICES",
+    "MOST_METHODS",
     "POSITION_CHOICES",
+    "PROMPT_COUNTS",
     "SITE_CHOICES",
+    "SWEEP_METHODS",
+    "SWEEP_PRESETS",
+    "TOKEN_COUNTS",
     "VARIANT_CHOICES",
     "BlockChoice",
     "LabFiles",
@@ -43,7 +65,11 @@ __all__ = [
     "LabParts",
     "LabRequest",
     "LabSet",
+    "LabSweep",
     "Look",
+    "SweepFiles",
+    "SweepLook",
+    "SweepRequest",
     "accept_directions",
     "builtin_set",
     "choose_block",
@@ -56,6 +82,8 @@ __all__ = [
     "look_at",
     "read_foreign",
     "read_own",
+    "recorded_sweep",
     "split_sets",
+    "sweep_request",
     "write_files",
 ]

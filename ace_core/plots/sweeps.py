@@ -225,7 +225,7 @@ def gap_bars(bars: Sequence[GapBar], key: str, height: int = 0) -> Figure:
         "data": [trace],
         "layout": {
             **style.layout(height, key, f"Standardisation gaps: {told}."),
-            "xaxis": style.axis("standardisation gap ∫ |harmful − harmless| dα (class gaps)", rangemode="tozero"),
+            "xaxis": style.axis("standardisation gap (class gaps)", rangemode="tozero"),
             "yaxis": {
                 "automargin": True,
                 "ticklabelstandoff": 6,
@@ -261,7 +261,7 @@ def _band(alphas: np.ndarray, band: Band, colour: str, suffix: str, legend: bool
     line = {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": f"{band.kind} prompts",
+        "name": band.kind,
         "legendgroup": band.kind,
         "showlegend": legend,
         "x": x,

@@ -57,8 +57,13 @@ def read_sweep(path: Path | str) -> tuple[SweepSummary, dict[str, Any]]:
     return SweepSummary(SweepPlan.from_json(manifest["plan"]), folder.records()), manifest
 
 
-def sweep_figures(summary: SweepSummary) -> list[Picture]:
-    """Figures of a sweep, finished or not: curves, a map where there are many places, gaps."""
+def sweep_figures(summary: SweepSummary, gaps: bool = True) -> list[Picture]:
+    """Figures of a sweep, finished or not: curves, a map where there are many places, gaps.
+
+    Args:
+        summary: of the sweep.
+        gaps: also draw the gaps, whose intervals take seconds where there are many places.
+    """
     plan, alphas = summary.plan, np.array(summary.plan.alphas)
     told = {
         "logit": "the mean probability of a refusal token at the last prompt position",
@@ -73,7 +78,7 @@ def sweep_figures(summary: SweepSummary) -> list[Picture]:
             panels = [MapPanel(f"{kind} prompts", mean_map(summary, method, kind)) for kind in KINDS]
             figure = layer_maps(alphas, [place.key for place in plan.places], panels, f"map {method}")
             out.append(Picture(f"{title_of(method)} at every layer", f"Colour is {told}.", figure))
-    if summary.scaled and plan.alphas:
+    if gaps and summary.scaled and plan.alphas:
         several = len(plan.places) > 1
         bars = [
             GapBar(
@@ -86,8 +91,9 @@ def sweep_figures(summary: SweepSummary) -> list[Picture]:
             for gap in _fewest(summary)
         ]
         caption = (
-            "How differently a method treats harmful and harmless prompts, over all coefficients; 0 is control that "
-            "does not depend on the prompt. Whiskers are 95 % bootstrap intervals over prompts."
+            "How differently a method treats harmful and harmless prompts, ∫ |harmful − harmless| dα over all "
+            "coefficients; 0 is control that does not depend on the prompt. Whiskers are 95 % bootstrap intervals over "
+            "prompts."
         )
         out.append(Picture("Standardisation gap", caption, gap_bars(bars, "gaps")))
     return out

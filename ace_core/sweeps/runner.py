@@ -157,6 +157,9 @@ class _Run:
         left, start = TimeLeft(), self.finished
         if mine:
             self._prepare(refusal_ids, before)
+            if self.should_stop():  # what every cell is measured against may be missing
+                yield self.event("Stopped; resume to go on")
+                return
         for cells in self._portions(mine):
             for works in self._works(cells):
                 for scorer in self.scorers:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from gradio.utils import get_upload_folder
+from typing import ClassVar
 
 from ace_core.directions import RefusalDirections
-from ace_core.errors import EngineError
 from ace_core.host import HostState, ModelInfo
 from ace_core.lab import BlockChoice, LabFit, LabSet, Look
-from ace_core.tasks import Task
+from ace_core.ui.workplace import Workplace
 
 __all__ = ["Bench"]
 
 
 @dataclass
-class Bench:
+class Bench(Workplace):
     """What the server remembers between two clicks.
 
     ``files`` are uploads by class, ``hub`` sets of the hub by class, and ``upload`` is a file of vectors; ``fit``, its
     ``choices`` of a block by method, of which that for ``method`` counts, and its ``look`` belong to the model that
     ``info`` describes. ``opened`` tells whether the visitor has been here at all.
     """
+
+    prefix: ClassVar[str] = "directions-"
 
     files: dict[str, Path] = field(default_factory=dict)
     hub: dict[str, LabSet] = field(default_factory=dict)
@@ -36,41 +32,8 @@ class Bench:
     method: str = ""
     look: Look | None = None
     info: ModelInfo | None = None
-    stopped: threading.Event = field(default_factory=threading.Event)
-    _task: Task[Any] | None = None
-    _busy: threading.Lock = field(default_factory=threading.Lock)
     upload: Path | None = None
     opened: bool = False
-    _folder: Path | None = None
-    _closed: bool = False
-
-    def begin(self) -> bool:
-        """Start working; False if something is going on already."""
-        begun = self._busy.acquire(blocking=False)
-        if begun:
-            self.stopped.clear()
-        return begun
-
-    def hold(self, task: Task[Any]) -> None:
-        """Make a task reachable for :meth:`stop`."""
-        self._task = task
-        if self.stopped.is_set():
-            task.cancel()
-
-    def release(self) -> None:
-        """The work is over; a task still going is asked to stop. Returns at once."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-        if self._busy.locked():
-            self._busy.release()
-
-    def stop(self) -> None:
-        """Ask the work to end; what is done is kept if it is enough."""
-        self.stopped.set()
-        task = self._task
-        if task is not None:
-            task.cancel()
 
     def keep(self, fit: LabFit, look: Look, info: ModelInfo | None) -> None:
         """A new fit takes the place of the last."""
@@ -94,25 +57,3 @@ class Bench:
             self.fit = self.look = self.info = None
             self.choices = {}
         return self.fit is not None
-
-    def folder(self) -> Path:
-        """A folder for files to take away, made at first use where the page's server may read it.
-
-        Raises:
-            EngineError: once the page is gone.
-        """
-        if self._closed:
-            raise EngineError("The page was closed.")
-        if self._folder is None:
-            parent = Path(get_upload_folder())
-            parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="directions-", dir=parent))
-        return self._folder
-
-    def close(self) -> None:
-        """The page is gone: end the work and remove the files."""
-        self._closed = True
-        self.stop()
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -8,10 +8,21 @@ from typing import Any
 
 import gradio as gr
 
+from ace_core import lab
 from ace_core.errors import EngineError
 from ace_core.host import ModelHost
 from ace_core.runs import Run, RunSettings
-from ace_core.ui import compare, directions, directions_wiring, gallery, geometry_tab, learn, share_panel, sidebar
+from ace_core.ui import (
+    compare,
+    directions,
+    directions_wiring,
+    gallery,
+    geometry_tab,
+    learn,
+    share_panel,
+    sidebar,
+    sweep_tab,
+)
 from ace_core.ui.directions_handlers import DirectionsHandlers
 from ace_core.ui.directions_in_use import DirectionsInUse
 from ace_core.ui.gallery import Replays
@@ -22,6 +33,7 @@ __all__ = ["build_page", "launch", "load_recorded"]
 
 TITLE = "Refusal, steered"
 _RECORDED = Path(__file__).resolve().parents[2] / "assets" / "recorded_run.json"
+_RECORDED_SWEEP = Path(__file__).resolve().parents[2] / "assets" / "sweep"
 _DEFAULT_BLOCKS = 30
 _KEEP_UPLOADS = (3600, 24 * 3600)
 """Every hour, uploads older than a day are deleted."""
@@ -68,6 +80,8 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
                 panel = share_panel.build()
             with gr.Tab("Directions", id="directions") as lab_place:
                 lab_tab = directions.build(handlers.blocks)
+            with gr.Tab("Sweep", id="sweep") as sweep_place:
+                sweep = sweep_tab.build(lab.recorded_sweep(_RECORDED_SWEEP))
             with gr.Tab("Geometry", id="geometry"):
                 geometry_tab.build()
             with gr.Tab("Learn", id="learn"):
@@ -76,6 +90,7 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
         learn.wire(lessons, tabs, main, side, handlers)
         used = DirectionsInUse(handlers, in_use, back, lab_tab.status, tabs, side)
         directions_wiring.wire(DirectionsHandlers(handlers, lab_tab, used), page, lab_place, main)
+        sweep_tab.wire(sweep, page, sweep_place, handlers)
         opened = share_panel.wire(panel, note, page, main, side, handlers)
         opened.then(
             handlers.poll,

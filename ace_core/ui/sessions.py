@@ -12,6 +12,7 @@ from ace_core.directions import RefusalDirections
 from ace_core.host import HostState, ModelInfo, RunStream
 from ace_core.runs import Run
 from ace_core.ui.bench import Bench
+from ace_core.ui.sweep_desk import SweepDesk
 
 __all__ = ["Session", "Sessions"]
 
@@ -22,8 +23,8 @@ class Session:
 
     ``run`` is the newest snapshot of the run called ``key``, ``coming`` the name of the run asked for last, which is
     ``running`` until it ends and may have ``failed``; ``block`` and ``method`` are what the visitor looks at. ``bench``
-    is the visitor's place in the direction lab, ``used`` the directions that the run was steered with, ``linked`` the
-    blocks that the page's address asked for, by control, until they are shown.
+    is the visitor's place in the direction lab, ``sweep`` that in the sweep tab, ``used`` the directions that the run
+    was steered with, ``linked`` the blocks that the page's address asked for, by control, until they are shown.
     """
 
     run: Run | None = None
@@ -35,6 +36,7 @@ class Session:
     method: str | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
     bench: Bench = field(default_factory=Bench)
+    sweep: SweepDesk = field(default_factory=SweepDesk)
     used: RefusalDirections | None = None
     separation: tuple[RefusalDirections | None, np.ndarray | None] = (None, None)
     linked: dict[str, int] = field(default_factory=dict)
@@ -92,6 +94,12 @@ class Session:
         if stream is not None:
             stream.cancel()
 
+    def close(self) -> None:
+        """The page is gone: end everything and remove its files."""
+        self.stop()
+        self.bench.close()
+        self.sweep.close()
+
 
 class Sessions:
     """A registry rather than a ``gr.State``: a state is copied, and a stream in progress can't be.
@@ -111,8 +119,7 @@ class Sessions:
             self._sessions.move_to_end(key or "")
             while len(self._sessions) > self._limit:
                 _, old = self._sessions.popitem(last=False)
-                old.stop()
-                old.bench.close()
+                old.close()
             return session
 
     def drop(self, key: str | None) -> None:
@@ -120,8 +127,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.pop(key or "", None)
         if session is not None:
-            session.stop()
-            session.bench.close()
+            session.close()
 
     def __len__(self) -> int:
         return len(self._sessions)
