@@ -63,7 +63,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "quick": Preset(
         "A look of two minutes: ACE, addition and both ablations, short greedy answers.",
-        16,
+        12,
         {
             "methods": ("ace", "addition", "ablation", "affine_ablation"),
             "alphas": _grid(-1.0, 2.0, 0.5),
