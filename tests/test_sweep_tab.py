@@ -139,7 +139,7 @@ def test_a_stopped_sweep_goes_on_and_ends_like_an_undisturbed_one(host: ModelHos
     files = sweep.write()
     assert files.results.read_text("utf-8").count("\n") == sweep.total
     assert "<!doctype html>" in files.report.read_text("utf-8")[:100]
-    rows = list(csv.DictReader(files.summary.open(encoding="utf-8")))
+    rows = list(csv.DictReader(files.summary.read_text("utf-8").splitlines()))
     assert len(rows) == 2 * len(sweep.plan.conditions)
     # what a command-line run leaves is what the page shows as recorded
     recorded = recorded_sweep(sweep.folder)
@@ -376,7 +376,7 @@ def test_start_watch_stop_resume_and_download(
     assert points(page) == 2 * 2 * 11
     last = read_records(saved(page, "results", tmp_path / "last.jsonl"))
     assert last[:done] == first and len({record["cell"] for record in last}) == len(last) == total
-    rows = list(csv.DictReader(saved(page, "summary", tmp_path / "summary.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader(saved(page, "summary", tmp_path / "summary.csv").read_text("utf-8").splitlines()))
     assert len(rows) == 2 * (3 + 2 * 11) and {row["kind"] for row in rows} == {"harmful", "harmless"}
     report = saved(page, "report", tmp_path / "report.html").read_text("utf-8")
     assert "Standardisation gap" in report and str(uploads) not in report
