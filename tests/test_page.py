@@ -425,6 +425,14 @@ def test_packed_values_hold_no_markup_and_come_back_whole() -> None:
         pack({"number": float("nan")})
 
 
+def test_callers_without_a_page_never_share_a_session() -> None:
+    sessions = Sessions()
+    assert sessions.get("a") is sessions.get("a") is not sessions.get("b")
+    for missing in (None, ""):
+        assert sessions.get(missing) is not sessions.get(missing)
+    assert len(sessions) == 2
+
+
 def test_closing_the_page_ends_its_run_and_forgets_it() -> None:
     class Stream:
         cancelled = 0

@@ -113,10 +113,12 @@ class Sessions:
         self._lock = threading.Lock()
 
     def get(self, key: str | None) -> Session:
-        """The session of a page, made at first sight."""
+        """The session of a page, made at first sight; callers without a page never share one."""
+        if not key:
+            return Session()
         with self._lock:
-            session = self._sessions.setdefault(key or "", Session())
-            self._sessions.move_to_end(key or "")
+            session = self._sessions.setdefault(key, Session())
+            self._sessions.move_to_end(key)
             while len(self._sessions) > self._limit:
                 _, old = self._sessions.popitem(last=False)
                 old.close()
