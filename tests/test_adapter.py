@@ -317,7 +317,9 @@ def test_the_script_trains_validates_resumes_and_writes(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(training, "load_model", lambda *_, **__: load_model(str(tiny_folder), precision="float32"))
+    monkeypatch.setattr(
+        training, "load_model", lambda *_, **__: load_model(str(tiny_folder), precision="float32", packed=False)
+    )
     monkeypatch.setattr(training, "answer_all", lambda *args, **kwargs: answer_all(*args, **kwargs | SHORT))
     recipe = replace(RECIPE, epochs=2, batch=2, answer_tokens=4, validate_at=(0.5, 1.0))
     messages: list[str] = []
