@@ -17,6 +17,7 @@ __all__ = [
     "CACHE_NAMES",
     "Decoding",
     "batches_decode_alike",
+    "common_length",
     "equal_length_groups",
     "prompts_can_be_shared",
     "rows_can_join",
@@ -25,6 +26,13 @@ __all__ = [
 # transformers names the cache differently by family and version: the first three are attention or state-space
 # caches, `state` is RWKV's list of recurrent tensors.
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
+
+
+def common_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common beginning of all prompts, always short of a whole prompt."""
+    shortest = min(map(len, prompts)) - 1
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # no two differ earlier than these
+    return next((k for k in range(shortest) if first[k] != last[k]), shortest)
 
 
 def equal_length_groups(lengths: Sequence[int], recurrent: bool) -> list[list[int]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ace_core.cli.options import say
 from ace_core.errors import EngineError
-from ace_core.prompts import BUILTIN_LICENCE, BUILTIN_NAMES, Prompt, load_builtin, read_prompts
+from ace_core.prompts import BUILTIN_LICENCE, BUILTIN_NAMES, Prompt, evenly, load_builtin, read_prompts
 from ace_core.prompts.hub import load_hub_prompts
 from ace_core.prompts.known_sets import KNOWN_SETS
 from ace_core.prompts.splitting import PromptSplit, split_both
@@ -70,10 +69,5 @@ def chosen_texts(
         sets = [read_set(harmful, "harmful", column), read_set(harmless, "harmless", column)]
     else:
         sets = [getattr(split, part) for split in both_parts(harmful, harmless, column, seed)]
-    texts = [_spread([prompt.text for prompt in prompts], limit) for prompts in sets]
+    texts = [evenly([prompt.text for prompt in prompts], limit) for prompts in sets]
     return texts[0], texts[1]
-
-
-def _spread(texts: Sequence[str], count: int) -> list[str]:
-    count = min(count, len(texts))
-    return [texts[i * len(texts) // count] for i in range(count)]

@@ -21,7 +21,7 @@ from ace_core.fitting.extraction import fit_directions
 from ace_core.fitting.filtering import filter_by_behaviour
 from ace_core.methods import ACE, Addition, Baseline, DirectionalAblation, Method
 from ace_core.models import ChatModel, load_model, pack_for_cpu, wrap
-from ace_core.prompts import BUILTIN_LICENCE, load_builtin
+from ace_core.prompts import BUILTIN_LICENCE, evenly, load_builtin
 from ace_core.store import save_directions, vectors_path
 
 __all__ = [
@@ -186,8 +186,8 @@ def evaluate_models(
         licence=BUILTIN_LICENCE,
     )
     count = directions.blocks
-    few = {kind: _spread(texts, _SCREEN_PROMPTS) for kind, texts in held.items()}
-    part = {kind: _spread(test[kind], _TABLE_PROMPTS) for kind in kinds[:2]}
+    few = {kind: evenly(texts, _SCREEN_PROMPTS) for kind, texts in held.items()}
+    part = {kind: evenly(test[kind], _TABLE_PROMPTS) for kind in kinds[:2]}
 
     def effects(
         note: str, blocks: Iterable[int], prompts: Prompts, methods: Methods, tokens: int = _TOKENS
@@ -237,13 +237,6 @@ def _behaving(model: ChatModel, fit: Prompts) -> tuple[Sequence[str], Sequence[s
     if min(len(kept.harmful), len(kept.harmless)) < _LEAST_BEHAVING:
         return fit["harmful"], fit["harmless"]
     return kept.harmful, kept.harmless
-
-
-def _spread(texts: Sequence[str], count: int) -> list[str]:
-    """``count`` texts at equal distances, or all of them if there are fewer."""
-    if len(texts) <= count:
-        return list(texts)
-    return [texts[i * len(texts) // count] for i in range(count)]
 
 
 def _steered(

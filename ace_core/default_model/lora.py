@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from ace_core.blocks import find_blocks
+from ace_core.decoding import common_length
 from ace_core.errors import EngineError
 
 __all__ = ["BASE_ID", "Example", "Recipe", "Trainer", "answer_loss", "shared_length"]
@@ -228,7 +229,4 @@ def answer_loss(network: Any, batch: Sequence[Example], shared: int = 0, first_w
 
 def shared_length(examples: Sequence[Example]) -> int:
     """Length of the longest common beginning of all prompts, always short of a whole prompt."""
-    first, last = min(e.prompt for e in examples), max(e.prompt for e in examples)
-    shortest = min(len(e.prompt) for e in examples) - 1
-    same = (k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return min(shortest, next(same, shortest))
+    return common_length([example.prompt for example in examples])

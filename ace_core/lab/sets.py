@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ace_core.errors import EngineError
-from ace_core.prompts import BUILTIN_LICENCE, Prompt, load_builtin, read_prompts
+from ace_core.prompts import BUILTIN_LICENCE, Prompt, evenly, load_builtin, read_prompts
 from ace_core.prompts.hub import load_hub_prompts
 from ace_core.prompts.known_sets import KNOWN_SETS
 from ace_core.prompts.splitting import PromptSplit, split_both
@@ -126,7 +126,9 @@ def split_sets(harmful: LabSet, harmless: LabSet, seed: int, limit: int) -> LabP
     most = [max(1, round(limit * share)) for share in _SHARES]
     cut = []
     for half in halves:
-        parts = [_spread(part, count) for part, count in zip((half.fit, half.validation, half.test), most, strict=True)]
+        parts = [
+            tuple(evenly(part, count)) for part, count in zip((half.fit, half.validation, half.test), most, strict=True)
+        ]
         cut.append(replace(half, fit=parts[0], validation=parts[1], test=parts[2]))
     if any(_size(after) < _size(before) for after, before in zip(cut, halves, strict=True)):
         rule += f"; at most {most[0]}, {most[1]} and {most[2]} prompts of the parts used, at equal distances"
@@ -142,11 +144,6 @@ def _only(split: PromptSplit, texts: set[str]) -> PromptSplit:
         tuple(prompt for prompt in part if prompt.text in texts) for part in (split.fit, split.validation, split.test)
     )
     return replace(split, fit=fit, validation=validation, test=test)
-
-
-def _spread(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
-    count = min(count, len(prompts))
-    return tuple(prompts[i * len(prompts) // count] for i in range(count))
 
 
 def _checked(kind: str) -> str:

@@ -7,6 +7,7 @@ from ace_core.prompts.sets import (
     TEXT_COLUMNS,
     Prompt,
     duplicates_across,
+    evenly,
     normalised,
     prompts_digest,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "PromptFileError",
     "display_prompts",
     "duplicates_across",
+    "evenly",
     "load_builtin",
     "normalised",
     "prompts_digest",

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["MAX_PROMPT_CHARACTERS", "TEXT_COLUMNS", "Prompt", "duplicates_across", "normalised", "prompts_digest"]
+__all__ = [
+    "MAX_PROMPT_CHARACTERS",
+    "TEXT_COLUMNS",
+    "Prompt",
+    "duplicates_across",
+    "evenly",
+    "normalised",
+    "prompts_digest",
+]
+
+Item = TypeVar("Item")
 
 MAX_PROMPT_CHARACTERS = 4_000
 """Longest prompt that is accepted, from a file, a data set or a person."""
@@ -42,6 +53,12 @@ def duplicates_across(a: Iterable[Prompt], b: Iterable[Prompt]) -> tuple[str, ..
     """Return the texts of `a`, each once, that `b` holds too when case and white space are ignored."""
     seen = {normalised(prompt.text) for prompt in b}
     return tuple({key: prompt.text for prompt in a if (key := normalised(prompt.text)) in seen}.values())
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of the items, at equal distances and in their order."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def normalised(text: str) -> str:

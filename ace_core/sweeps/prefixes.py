@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["alike", "cache_of", "chosen_rows", "common_length", "is_plain", "stacked_rows"]
+from ace_core.decoding import common_length
 
-
-def common_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common beginning of all prompts, always short of a whole prompt."""
-    shortest = min(map(len, prompts)) - 1
-    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # no two differ earlier than these
-    return next((k for k in range(shortest) if first[k] != last[k]), shortest)
+__all__ = ["alike", "cache_of", "chosen_rows", "is_plain", "stacked_rows"]
 
 
 def alike(prompts: Sequence[Sequence[int]]) -> list[list[int]]:

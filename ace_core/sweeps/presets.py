@@ -10,10 +10,10 @@ import numpy as np
 
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.prompts import load_builtin
+from ace_core.prompts import evenly, load_builtin
 from ace_core.sweeps.plan import Kind, Place, SweepPlan, SweepPrompt
 
-__all__ = ["PRESETS", "Preset", "evenly", "preset_plan", "sweep_prompts"]
+__all__ = ["PRESETS", "Preset", "preset_plan", "sweep_prompts"]
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,6 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 """By name."""
-
-
-def evenly(texts: Sequence[str], count: int) -> list[str]:
-    """At most ``count`` of the texts, at equal distances."""
-    count = min(count, len(texts))
-    return [texts[i * len(texts) // count] for i in range(count)]
 
 
 def sweep_prompts(harmful: Sequence[str], harmless: Sequence[str], limit: int | None = None) -> tuple[SweepPrompt, ...]:

@@ -25,12 +25,12 @@ from torch.nn.utils.rnn import pad_sequence
 from ace_core.activations import batches, recording
 from ace_core.arms import Arm
 from ace_core.blocks import with_hidden
-from ace_core.decoding import CACHE_NAMES, Decoding
+from ace_core.decoding import CACHE_NAMES, Decoding, common_length
 from ace_core.directions import RefusalDirections
 from ace_core.interventions import Plan
 from ace_core.methods import ACE, Addition
 from ace_core.models import ChatModel
-from ace_core.sweeps.prefixes import cache_of, chosen_rows, common_length, is_plain, stacked_rows
+from ace_core.sweeps.prefixes import cache_of, chosen_rows, is_plain, stacked_rows
 
 __all__ = ["Ability", "Recorded", "Shared", "ability", "bypassed", "first_edit"]
 

@@ -14,13 +14,12 @@ from ace_core.choosing.refusal_score import find_refusal_tokens
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.models import ChatModel
-from ace_core.prompts import load_builtin
+from ace_core.prompts import evenly, load_builtin
 from ace_core.sampling import Sampling
 from ace_core.sweeps.answers import CellAnswer, answers
 from ace_core.sweeps.judge import Judge, JudgeScorer
 from ace_core.sweeps.logit_map import first_logits
 from ace_core.sweeps.plan import SYSTEM_PROMPTS, Cell, Condition, SweepPlan
-from ace_core.sweeps.presets import evenly
 from ace_core.sweeps.records import Record, SweepFolder, manifest_of
 from ace_core.sweeps.scorers import LogitScorer, PerplexityScorer, PhraseScorer, Scorer, Scores, TokenKL, Work
 
