@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,16 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from ace_core import geometry
 from ace_core.inspecting.plane import Plane, read_plane
 from ace_core.methods import ACE, REFERENCES, Method, parse_method
 from ace_core.ui import geometry_tab
 from ace_core.ui.page import launch
+from browsing import in_browser, opened_browser
 
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "geometry.json"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-NO_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install it to test the page")
 HOSTILE = '<img src=x onerror="window.pwned = true">${window.pwned = true}{{value}}'
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": "dark"}
 METHODS = ("baseline", "addition", "ablation", "affine_ablation", "ace")
@@ -33,10 +30,6 @@ MOVING = """tab => {
     tab.querySelector('input[value=ablation]').click();
     return tab.getAnimations({ subtree: true }).filter((one) => one.transitionProperty === 'transform').length;
 }"""
-
-
-def in_browser(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.browser(NO_CHROMIUM(test))
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +54,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with opened_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture

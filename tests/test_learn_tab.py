@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from ace_core import geometry
 from ace_core.gallery import RECIPES, read_classes, read_gallery
@@ -23,19 +22,13 @@ from ace_core.ui.geometry_tab import load_map
 from ace_core.ui.learn_pictures import Sources
 from ace_core.ui.lessons import LESSONS
 from ace_core.ui.sessions import Sessions
+from browsing import in_browser, opened_browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-NO_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install it to test the page")
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": "dark"}
 RECIPE = {recipe.name: recipe for recipe in RECIPES}
 PATIENCE = 120_000  # milliseconds, for a busy machine
 CLIPPED = """stage => [...stage.querySelectorAll('text')].map((text) => [text.textContent, text.getBBox()])
     .filter(([, box]) => box.x < -1 || box.x + box.width > stage.clientWidth + 1).map(([text]) => text)"""
-
-
-def in_browser(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.browser(NO_CHROMIUM(test))
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +44,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        expect.set_options(timeout=PATIENCE)
+    with opened_browser(PATIENCE) as chromium:
         yield chromium
-        expect.set_options(timeout=5_000)
-        chromium.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 
+import browsing
 from ace_core.ui import controls
 from ace_core.ui.packing import pack
 from ace_core.ui.sessions import Sessions
+from browsing import opened_browser
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 UPLOADED = "Method not implemented."
 """Gradio's own warning whenever a file was uploaded and its progress is no longer followed."""
 LOADING, RUNNING = 300_000, 120_000  # milliseconds, for a busy machine
 
-NO_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install it to test the page")
 
 GOOD: dict[str, Any] = {
     "prompt": "Hello",
@@ -50,7 +48,7 @@ GOOD: dict[str, Any] = {
 
 
 def in_browser(test: Callable[..., None]) -> Callable[..., None]:
-    for mark in (pytest.mark.browser, pytest.mark.embedded, pytest.mark.slow, NO_CHROMIUM):
+    for mark in (browsing.in_browser, pytest.mark.embedded, pytest.mark.slow):
         test = mark(test)
     return test
 
@@ -88,10 +86,8 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with opened_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture

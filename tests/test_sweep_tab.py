@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import tiny_directions, tiny_model
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import ace_core as ace
 from ace_core import lab
@@ -29,20 +28,14 @@ from ace_core.ui import build_page, launch
 from ace_core.ui import page as page_module
 from ace_core.ui import sweep_views as show
 from ace_core.ui.sessions import Sessions
+from browsing import in_browser, opened_browser
 
 FAMILY = "qwen2"
 GOOD: dict[str, Any] = {
     "preset": "quick", "methods": ["ace", "addition", "ablation"], "prompts": 3, "alphas": 3, "lowest": -1,
     "highest": 1, "tokens": 8,
 }  # fmt: skip
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-NO_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install it to test the page")
 PATIENCE = 120_000  # milliseconds, for a busy machine
-
-
-def in_browser(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.browser(NO_CHROMIUM(test))
 
 
 def made(folder: Path, **changes: Any) -> LabSweep:
@@ -265,12 +258,8 @@ def address(host: ModelHost, recorded: Path, uploads: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        expect.set_options(timeout=PATIENCE)
+    with opened_browser(PATIENCE) as chromium:
         yield chromium
-        expect.set_options(timeout=5_000)
-        chromium.close()
 
 
 @pytest.fixture
