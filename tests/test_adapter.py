@@ -40,9 +40,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
+def plain(folder: Path) -> ChatModel:
+    """A model with the layers that an adapter fits: those that compute fast on this machine would replace them."""
+    return load_model(str(folder), precision="float32", packed=False)
+
+
 @pytest.fixture
 def tiny(tiny_folder: Path) -> ChatModel:
-    return load_model(str(tiny_folder), precision="float32")
+    return plain(tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -317,9 +322,7 @@ def test_the_script_trains_validates_resumes_and_writes(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        training, "load_model", lambda *_, **__: load_model(str(tiny_folder), precision="float32", packed=False)
-    )
+    monkeypatch.setattr(training, "load_model", lambda *_, **__: plain(tiny_folder))
     monkeypatch.setattr(training, "answer_all", lambda *args, **kwargs: answer_all(*args, **kwargs | SHORT))
     recipe = replace(RECIPE, epochs=2, batch=2, answer_tokens=4, validate_at=(0.5, 1.0))
     messages: list[str] = []
@@ -340,7 +343,7 @@ def test_the_script_trains_validates_resumes_and_writes(
     assert read_report(tmp_path / "out") == replace(
         report, losses=tuple(round(loss, 5) for loss in report.losses), seconds=round(report.seconds)
     )
-    model = load_model(str(tiny_folder), precision="float32")
+    model = plain(tiny_folder)
     merge_adapter(model.network, tmp_path / "out")
 
 
