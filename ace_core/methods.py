@@ -221,8 +221,13 @@ class ACE(_Scaled):
 METHODS: dict[str, type] = {cls.name: cls for cls in (Baseline, Addition, DirectionalAblation, AffineAblation, ACE)}
 
 
-def parse_method(text: str, default_coefficient: float | None = None) -> Method:
+def parse_method(text: str, default_coefficient: float | None = None, default_reference: str = "harmless") -> Method:
     """Read ``"name"``, ``"name:coefficient"`` or, for ACE, ``"name:coefficient@reference"``, e.g. ``"ace:0.5@pooled"``.
+
+    Args:
+        text: what a person wrote.
+        default_coefficient: for a method that needs one and names none; None demands it.
+        default_reference: for ACE where it names none, a key of :data:`REFERENCES`.
 
     Raises:
         EngineError: for an unknown name or reference, or a missing, superfluous or bad coefficient or reference.
@@ -247,4 +252,6 @@ def parse_method(text: str, default_coefficient: float | None = None) -> Method:
             alpha = float(number)
         except ValueError:
             raise EngineError(f"'{number[:40]}' is not a number: write for example '{name}:1.0'.") from None
-    return ACE(alpha, _reference(reference.strip().lower())) if at else cls(alpha)
+    if cls is not ACE:
+        return cls(alpha)
+    return ACE(alpha, _reference((reference if at else default_reference).strip().lower()))

@@ -14,7 +14,7 @@ import numpy as np
 from ace_core.arms import Arm, Scope, TokenScope
 from ace_core.errors import EngineError
 from ace_core.generation import Step
-from ace_core.methods import Method
+from ace_core.methods import Method, Reference
 from ace_core.sampling import Sampling
 from ace_core.scoring import verdict
 
@@ -25,8 +25,9 @@ __all__ = ["ArmRun", "Run", "RunBuilder", "RunSettings", "save_run"]
 class RunSettings:
     """What a person set for a comparison. Layers are 0-based blocks.
 
-    Both coefficients are in class gaps: ``coefficient`` is where ACE puts every token, ``addition`` how far activation
-    addition moves it.
+    Both coefficients are in class gaps: ``coefficient`` is how far from ``reference``, a key of
+    :data:`ace_core.methods.REFERENCES`, ACE puts every token (from the harmless mean it is the coordinate itself),
+    ``addition`` how far activation addition moves it.
     """
 
     layer: int
@@ -35,6 +36,7 @@ class RunSettings:
     token_scope: TokenScope = "all"
     coefficient: float = 0.0
     addition: float = -1.0
+    reference: Reference = "harmless"
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0

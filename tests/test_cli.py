@@ -111,6 +111,26 @@ def test_compare_streams_steps_then_one_object_an_arm(tiny: dict[str, str]) -> N
     assert finals[0]["coordinates"]["before"] == finals[0]["coordinates"]["after"]
 
 
+def test_the_reference_point_of_ace_is_a_setting_of_a_run(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--model", tiny["model"], "--vectors", tiny["vectors"], "--precision", "float32", "--layer", "2"]
+    wanted = ["--arm", "ablation", "--arm", "ace:0", "--arm", "ace:0@harmless", "--max-new-tokens", "4"]
+    saved = tmp_path / "run.json"
+    status, *_ = inside(capsys, "compare", "Hi", *place, *wanted[:4], "--reference", "origin", "--save", str(saved))
+    run = json.loads(saved.read_text("utf-8"))
+    assert status == 0 and run["settings"]["reference"] == "origin"
+    # ACE at 0 from the origin is directional ablation
+    assert run["arms"][0]["after"] == run["arms"][1]["after"] and run["arms"][0]["text"] == run["arms"][1]["text"]
+    status, text, _ = inside(capsys, "compare", "Hi", *place, *wanted, "--reference", "origin", "--json")
+    arms = [json.loads(line) for line in text.splitlines()][-3:]
+    assert "from the origin" in arms[1]["label"] and "from" not in arms[2]["label"], "an arm's own reference wins"
+    assert arms[0]["coordinates"]["after"] == arms[1]["coordinates"]["after"] != arms[2]["coordinates"]["after"]
+    for reference, sentence in (("nowhere", "Unknown reference point"), ("third", "no third set's mean")):
+        status, _, said = inside(capsys, "compare", "Hi", *place, *wanted, "--reference", reference)
+        assert status == 2 and sentence in said
+
+
 def test_plain_output_is_for_reading(tiny: dict[str, str]) -> None:
     result = run(
         "compare", "Hello", "--model", tiny["model"], "--vectors", tiny["vectors"], "--max-new-tokens", "3",

@@ -22,9 +22,10 @@ from ace_core.exchange import export_gguf
 from ace_core.host import HostState, ModelHost
 from ace_core.lab import choice as lab_choice
 from ace_core.prompts import Prompt
-from ace_core.runs import RunSettings
+from ace_core.runs import Run, RunSettings
 from ace_core.store import save_directions
 from ace_core.tasks import Task
+from ace_core.ui import controls
 from ace_core.ui import directions_views as show
 from ace_core.ui.bench import Bench
 from ace_core.ui.sessions import Session
@@ -90,6 +91,34 @@ def test_a_fit_is_chosen_looked_at_and_used(host: ModelHost) -> None:
     np.testing.assert_allclose(np.diag(look.cosines), 1, atol=1e-5)
     stream = host.compare("Hello", RunSettings(layer=1, max_new_tokens=4), [ace.Baseline()], choice.directions)
     assert sum(1 for _ in stream) == 4
+
+
+def test_a_run_starts_from_the_reference_that_was_set(host: ModelHost) -> None:
+    """Through the page and the model thread: origin is ablation, pooled the paper's code at half a gap."""
+    values = dict(zip(controls.FIELDS, controls.values_of("Go on", RunSettings(1, max_new_tokens=6), []), strict=True))
+
+    def run(reference: str, coefficient: float, arms: list[str]) -> Run:
+        asked = controls.ask({**values, "reference": reference, "coefficient": coefficient, "arms": arms})
+        stream = host.compare(asked.prompt, asked.settings, asked.methods)
+        for _ in stream:
+            pass
+        assert stream.builder is not None
+        return stream.builder.snapshot()
+
+    origin = run("origin", 0.0, ["ablation", "ace"])
+    ablation, ace_arm = origin.arms
+    assert origin.settings.reference == "origin" and "from the origin" in ace_arm.label
+    assert ace_arm.token_ids == ablation.token_ids and np.array_equal(ace_arm.after, ablation.after)
+    plain = run("harmless", 0.0, ["ablation", "ace"])
+    assert not np.array_equal(plain.arms[0].after, plain.arms[1].after)
+    (pooled,) = run("pooled", 0.25, ["ace"]).arms
+    np.testing.assert_allclose(pooled.after[1], 0.75, atol=1e-4)
+    (harmful,) = run("harmful", -0.5, ["ace"]).arms
+    np.testing.assert_allclose(harmful.after[1], 0.5, atol=1e-4)
+    with pytest.raises(ace.EngineError, match="no third set's mean"):
+        run("third", 0.0, ["ace"])
+    # the thread and later runs are none the worse
+    np.testing.assert_allclose(run("harmless", 1.0, ["ace"]).arms[0].after[1], 1.0, atol=1e-4)
 
 
 def test_a_choice_for_another_method_needs_no_new_tokens(host: ModelHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 
 import browsing
+from ace_core.methods import ACE
 from ace_core.ui import controls
 from ace_core.ui.packing import pack
 from ace_core.ui.sessions import Sessions
@@ -37,6 +38,7 @@ GOOD: dict[str, Any] = {
     "scope": "one",
     "token_scope": "all",
     "coefficient": 0.5,
+    "reference": "harmless",
     "addition": -1,
     "arms": ["ace", "baseline"],
     "max_new_tokens": 16,
@@ -380,6 +382,8 @@ def test_good_values_become_a_request() -> None:
     assert [method.name for method in asked.methods] == ["baseline", "ace"], "always in the same order"
     assert asked.methods[1].coefficient == 0.5 and asked.settings.layer == 3 and asked.settings.last is None
     assert controls.ask({**GOOD, "scope": "window"}).settings.last == 5
+    pooled = controls.ask({**GOOD, "reference": "pooled"})
+    assert (pooled.settings.reference, pooled.methods[1]) == ("pooled", ACE(0.5, "pooled"))
 
 
 @pytest.mark.parametrize(
@@ -389,6 +393,7 @@ def test_good_values_become_a_request() -> None:
         *(("layer", value) for value in (None, float("nan"), float("inf"), -1, 8, 2.5, "3", True, [1])),
         *(("coefficient", value) for value in (None, float("nan"), -2.01, 2.51, "0")),
         *(("addition", value) for value in (None, float("-inf"), 3)),
+        *(("reference", value) for value in (None, "nowhere", [], 0)),
         *(("arms", value) for value in (None, [], "ace", ["unheard of"], [None], [[]])),
         *(("scope", value) for value in (None, "two", [])),
         *(("token_scope", value) for value in (None, "")),

@@ -22,7 +22,7 @@ import ace_core as ace
 from ace_core.cli import main
 from ace_core.gallery import record
 from ace_core.host import HostState, ModelHost
-from ace_core.methods import METHODS, parse_method
+from ace_core.methods import METHODS, REFERENCES, parse_method
 from ace_core.prompts import MAX_PROMPT_CHARACTERS
 from ace_core.runs import Run, RunSettings
 from ace_core.ui import controls
@@ -63,6 +63,7 @@ def requests(draw: st.DrawFn) -> Asked:
         token_scope=draw(st.sampled_from(list(controls.TOKEN_SCOPE_NAMES))),
         coefficient=draw(coefficient),
         addition=draw(coefficient),
+        reference=draw(st.sampled_from(list(REFERENCES))),
         temperature=round(draw(st.floats(0, 2)), 3),
         top_p=round(draw(st.floats(0.05, 1)), 3),
         top_k=draw(st.integers(0, 200)),
@@ -71,7 +72,7 @@ def requests(draw: st.DrawFn) -> Asked:
     )
     names = draw(st.lists(st.sampled_from(list(METHODS)), min_size=1, unique=True))
     alphas = {"ace": settings.coefficient, "addition": settings.addition}
-    methods = tuple(parse_method(name, alphas.get(name)) for name in METHODS if name in names)
+    methods = tuple(parse_method(name, alphas.get(name), settings.reference) for name in METHODS if name in names)
     prompt = draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
     return Asked(prompt, settings, methods)
 
@@ -118,6 +119,7 @@ def test_whatever_a_link_says_the_controls_stay_usable(found: dict[str, str]) ->
         ("ace", "1_0"),
         ("blocks", "One"),
         ("blocks", "<script>"),
+        ("from", "nowhere"),
         ("tokens", "some"),
         ("arms", ""),
         ("arms", "magic"),
@@ -223,7 +225,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("share")
     save_tiny(folder / "tiny", "qwen2")
     model = ace.load_model(str(folder / "tiny"), precision="float32")
-    directions = ace.fit_directions(model, ["Bad one", "Bad two", "Worse"], ["Good one", "Good two", "Better"])
+    classes = ["Bad one", "Bad two", "Worse"], ["Good one", "Good two", "Better"]
+    directions = ace.fit_directions(model, *classes, reference=["Neither", "Nor"])
     ace.save_directions(directions, folder / "vectors.safetensors")
     return {"folder": folder, "model": model, "directions": directions}
 
@@ -233,12 +236,14 @@ SETTINGS = (
     RunSettings(1, last=3, scope="window", token_scope="generated", coefficient=1.0, max_new_tokens=9),
     RunSettings(2, temperature=0.9, top_p=0.8, top_k=40, seed=11, token_scope="last", max_new_tokens=10),
     RunSettings(3, scope="shared", coefficient=-0.5, max_new_tokens=8),
+    RunSettings(2, coefficient=0.5, reference="origin", max_new_tokens=8),
+    RunSettings(2, coefficient=0.5, reference="third", max_new_tokens=8),
 )
 
 
 def asked_of(prompt: str, settings: RunSettings) -> Asked:
     alphas = {"ace": settings.coefficient, "addition": settings.addition}
-    return Asked(prompt, settings, tuple(parse_method(name, alphas.get(name)) for name in METHODS))
+    return Asked(prompt, settings, tuple(parse_method(name, alphas.get(name), settings.reference) for name in METHODS))
 
 
 def printed(run: Run) -> str:

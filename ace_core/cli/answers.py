@@ -37,8 +37,17 @@ def compare(
     ] = "all",
     arm: Annotated[
         list[str] | None,
-        typer.Option(help="baseline, addition:A, ablation, affine_ablation or ace:A; repeat for several."),
+        typer.Option(
+            help="baseline, addition:A, ablation, affine_ablation, ace:A or ace:A@REFERENCE; repeat for several."
+        ),
     ] = None,
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Point from which ACE goes A class gaps, where an arm names none: harmless (mean), pooled, harmful, "
+            "origin, or third (the mean of 'extract --reference')."
+        ),
+    ] = "harmless",
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option()] = 1.0,
@@ -55,20 +64,22 @@ def compare(
     from ace_core.chat import check_prompt, token_texts
     from ace_core.comparison import stream
     from ace_core.fitting.extraction import directions_for
-    from ace_core.methods import parse_method
+    from ace_core.methods import ACE, parse_method
     from ace_core.runs import RunBuilder, RunSettings, save_run
 
     check_prompt(prompt)
     names = arm or ["baseline", "addition:1.0", "ablation", "ace:0.0"]
-    methods = [parse_method(name) for name in names]
+    methods = [parse_method(name, default_reference=reference) for name in names]
     loaded = load(model, precision, device, device_map)
     directions = directions_for(loaded, say, vectors=vectors)
     chosen = directions.recommended_layer if layer is None else layer
     coefficients = {method.name: method.coefficient for method in methods if method.coefficient is not None}
+    references = [method.reference for method in methods if isinstance(method, ACE)]
     settings = RunSettings(
         layer=chosen,
         coefficient=coefficients.get("ace", 0.0),
         addition=coefficients.get("addition", -1.0),
+        reference=references[-1] if references else "harmless",
         last=last,
         scope=scope,  # type: ignore[arg-type]
         token_scope=tokens,  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ace_core.methods import Method, parse_method
+from ace_core.methods import ACE, Method, parse_method
 from ace_core.runs import RunSettings
 
 __all__ = ["RECIPES", "Recipe"]
@@ -38,6 +38,7 @@ class Recipe:
             layer=int(_EARLY * blocks) if self.early else layer,
             coefficient=known.get("ace", 0.0),
             addition=known.get("addition", -1.0),
+            reference=next((m.reference for m in self.methods() if isinstance(m, ACE)), "harmless"),
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ace_core.methods import METHODS, Method, parse_method
+from ace_core.methods import METHODS, REFERENCES, Method, parse_method
 from ace_core.prompts import MAX_PROMPT_CHARACTERS
 from ace_core.runs import Run, RunSettings
 
@@ -55,6 +55,7 @@ FIELDS = (
     "scope",
     "token_scope",
     "coefficient",
+    "reference",
     "addition",
     "arms",
     "max_new_tokens",
@@ -94,6 +95,8 @@ def problems(values: Mapping[str, Any], blocks: int) -> dict[str, str]:
         found["scope"] = "Choose which blocks to edit."
     if values["token_scope"] not in list(TOKEN_SCOPE_NAMES):
         found["token_scope"] = "Choose which tokens to edit."
+    if values["reference"] not in list(REFERENCES):
+        found["reference"] = "Choose the point that ACE starts from."
     arms = values["arms"]
     if not isinstance(arms, list) or not arms or not all(name in list(METHODS) for name in arms):
         found["arms"] = "Choose at least one arm to show."
@@ -123,13 +126,14 @@ def ask(values: Mapping[str, Any]) -> Asked:
         token_scope=values["token_scope"],
         coefficient=coefficients["ace"],
         addition=coefficients["addition"],
+        reference=values["reference"],
         temperature=float(values["temperature"]),
         top_p=float(values["top_p"]),
         top_k=int(values["top_k"]),
         seed=int(values["seed"]),
         max_new_tokens=int(values["max_new_tokens"]),
     )
-    methods = tuple(parse_method(name, coefficients.get(name)) for name in wanted)
+    methods = tuple(parse_method(name, coefficients.get(name), values["reference"]) for name in wanted)
     return Asked(values["prompt"], settings, methods)
 
 
@@ -151,7 +155,7 @@ def changes(run: Run, values: Mapping[str, Any], blocks: int) -> list[str]:
         changed.append(TITLES["prompt"])
     shown = {method.name for method in asked.methods}
     for name in FIELDS:
-        idle = name in _COEFFICIENTS and _COEFFICIENTS[name] not in shown
+        idle = name in _USED_BY and _USED_BY[name] not in shown
         known = hasattr(run.settings, name) and not idle
         if known and getattr(asked.settings, name) != getattr(run.settings, name):
             changed.append(TITLES[name])
@@ -160,8 +164,8 @@ def changes(run: Run, values: Mapping[str, Any], blocks: int) -> list[str]:
     return list(dict.fromkeys(changed))
 
 
-_COEFFICIENTS = {"coefficient": "ace", "addition": "addition"}
-"""The method that uses each coefficient."""
+_USED_BY = {"coefficient": "ace", "reference": "ace", "addition": "addition"}
+"""The one method that a setting belongs to."""
 
 TITLES = {
     "prompt": "prompt",
@@ -170,6 +174,7 @@ TITLES = {
     "scope": "edited blocks",
     "token_scope": "edited tokens",
     "coefficient": "ACE coefficient",
+    "reference": "ACE reference",
     "addition": "addition coefficient",
     "arms": "arms",
     "max_new_tokens": "answer length",

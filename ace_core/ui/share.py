@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import urlencode
 
-from ace_core.methods import METHODS
+from ace_core.methods import ACE, METHODS, REFERENCES, Method
 from ace_core.prompts import MAX_PROMPT_CHARACTERS
 from ace_core.runs import RunSettings
 from ace_core.ui import controls
@@ -24,6 +24,7 @@ PARAMETERS = {
     "scope": "blocks",
     "token_scope": "tokens",
     "coefficient": "ace",
+    "reference": "from",
     "addition": "add",
     "arms": "arms",
     "max_new_tokens": "length",
@@ -35,6 +36,7 @@ PARAMETERS = {
 }
 """What each of :data:`~ace_core.ui.controls.FIELDS` is called in a link."""
 
+_WORDS = {"scope": controls.SCOPE_NAMES, "token_scope": controls.TOKEN_SCOPE_NAMES, "reference": REFERENCES}
 _WHOLE = ("layer", "last", "max_new_tokens", "top_k", "seed")
 _NUMBER = re.compile(r"[+-]?\d{1,10}(\.\d{1,17})?(e-?\d{1,2})?", re.ASCII)
 _DEFAULTS = {field.name: field.default for field in fields(RunSettings)}
@@ -140,10 +142,16 @@ def as_command(asked: Asked, model: str, precision: str = "auto", own: bool = Fa
         words += ["--vectors", "vectors.safetensors"]
     words += ["--layer", str(asked.settings.layer)]
     for method in asked.methods:
-        words += ["--arm", method.name if method.coefficient is None else f"{method.name}:{method.coefficient!r}"]
+        words += ["--arm", _arm(method)]
     for name, value in _options(asked.settings):
         words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join([*words, "--", asked.prompt])
+
+
+def _arm(method: Method) -> str:
+    """A method as :func:`ace_core.methods.parse_method` reads it."""
+    alone = method.name if method.coefficient is None else f"{method.name}:{method.coefficient!r}"
+    return f"{alone}@{method.reference}" if isinstance(method, ACE) and method.reference != "harmless" else alone
 
 
 def _options(settings: RunSettings) -> list[tuple[str, Any]]:
@@ -163,8 +171,8 @@ def _read(name: str, text: str, blocks: int) -> tuple[Any, str]:
             return None, "ignored, because it names no method"
         unknown = any(arm not in METHODS for arm in wanted)
         return arms, "methods that this page does not have were left out" if unknown else ""
-    if name in ("scope", "token_scope"):
-        known = controls.SCOPE_NAMES if name == "scope" else controls.TOKEN_SCOPE_NAMES
+    if name in _WORDS:
+        known = _WORDS[name]
         return (text, "") if text in known else (None, f"ignored, because it is none of {', '.join(known)}")
     if not _NUMBER.fullmatch(text) or not math.isfinite(number := float(text)):
         return None, "ignored, because it is not a number"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from ace_core.host import HostState
-from ace_core.methods import METHODS
+from ace_core.methods import METHODS, REFERENCES
 from ace_core.runs import RunSettings
 from ace_core.ui import controls, views
 from ace_core.ui.model_card import card, model_card
@@ -28,6 +28,7 @@ class Sidebar:
     layer: gr.Slider
     spark: gr.HTML
     coefficient: gr.Slider
+    reference: gr.Dropdown
     addition: gr.Slider
     scope: gr.Dropdown
     last: gr.Slider
@@ -80,9 +81,17 @@ def build(state: HostState, settings: RunSettings, blocks: int) -> Sidebar:
                 value=settings.coefficient,
                 step=0.05,
                 label="ACE coefficient α",
-                info="Where ACE puts every token: 0 is the harmless mean, 1 the harmful mean.",
+                info="Where ACE puts every token, from the point below: 0 is the harmless mean, 1 the harmful mean.",
                 elem_id="coefficient",
                 buttons=[],
+            )
+            reference = gr.Dropdown(
+                [(name.capitalize(), key) for key, name in REFERENCES.items()],
+                value=settings.reference,
+                label="ACE starts from",
+                info="Every token is brought here before α class gaps are added; the paper takes the harmless mean. "
+                "A third set's mean needs directions fitted with one.",
+                elem_id="reference",
             )
             addition = gr.Slider(
                 *controls.COEFFICIENT_RANGE,
@@ -180,6 +189,7 @@ def build(state: HostState, settings: RunSettings, blocks: int) -> Sidebar:
         layer=layer,
         spark=spark,
         coefficient=coefficient,
+        reference=reference,
         addition=addition,
         scope=scope,
         last=last,
