@@ -26,6 +26,7 @@ from ace_core.lab.options import (
     LabOptions,
     lab_options,
 )
+from ace_core.lab.prompt_layers import READING, READING_METHODS, SEPARATES, PromptLayers, prompt_layers
 from ace_core.lab.sets import KINDS, LabParts, LabSet, builtin_set, file_set, hub_names, hub_set, split_sets
 from ace_core.lab.sweep import (
     ALPHA_COUNTS,
@@ -53,6 +54,9 @@ __all__ = [
     "MOST_METHODS",
     "POSITION_CHOICES",
     "PROMPT_COUNTS",
+    "READING",
+    "READING_METHODS",
+    "SEPARATES",
     "SITE_CHOICES",
     "SWEEP_METHODS",
     "SWEEP_PRESETS",
@@ -67,6 +71,7 @@ __all__ = [
     "LabSet",
     "LabSweep",
     "Look",
+    "PromptLayers",
     "SweepFiles",
     "SweepLook",
     "SweepRequest",
@@ -80,6 +85,7 @@ __all__ = [
     "is_foreign",
     "lab_options",
     "look_at",
+    "prompt_layers",
     "read_foreign",
     "read_own",
     "recorded_sweep",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ace_core.plots.directions import by_layer, classes, cosines, plane
 from ace_core.plots.layers import distribution, sparkline
+from ace_core.plots.prompt_layers import prompt_layers
 from ace_core.plots.style import CLASS_SCALE, METHOD_COLOURS, METHOD_SYMBOLS, Figure, Line, empty
 from ace_core.plots.tokens import heatmap, projection
 
@@ -27,5 +28,6 @@ __all__ = [
     "heatmap",
     "plane",
     "projection",
+    "prompt_layers",
     "sparkline",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from ace_core.plots import style
 from ace_core.plots.style import Figure, Line
 
-__all__ = ["heatmap", "projection"]
+__all__ = ["coordinate_map", "heatmap", "projection"]
 
 _MARKER_EVERY = 8
 
@@ -127,11 +127,28 @@ def heatmap(
     blocks, count = values.shape
     if not count:
         return style.empty("Appears with the first token.", height)
+    trace = coordinate_map(values, tokens)
+    layout = {
+        **style.layout(height, key, f"Refusal coordinate of {label} at every block and token, after the edit."),
+        "xaxis": style.axis("token", type="category", nticks=24, tickangle=-55, tickfont={"size": 10}, showgrid=False),
+        "yaxis": style.axis("block", range=[-0.5, blocks - 0.5], showgrid=False, zeroline=False),
+        "shapes": [
+            style.vertical(prompt_length - 0.5),
+            {**style.horizontal(block - 0.5), "line": {"color": style.INK, "width": 1}},
+            {**style.horizontal(block + 0.5), "line": {"color": style.INK, "width": 1}},
+        ],
+        "margin": {"l": 48, "r": 16, "t": 44, "b": 96},
+    }
+    return {"data": [trace], "layout": layout}
+
+
+def coordinate_map(values: np.ndarray, tokens: Sequence[str]) -> dict[str, Any]:
+    """A heat map trace of refusal coordinates ``(blocks, positions)``, with its scale above."""
     low, high = style.CLASS_SCALE
-    trace = {
+    return {
         "type": "heatmap",
         # Numbered, because a category axis merges equal names.
-        "x": [f"{k} {style.token(token, 10)}" for k, token in enumerate(tokens[:count])],
+        "x": [f"{k} {style.token(token, 10)}" for k, token in enumerate(tokens[: values.shape[1]])],
         "z": style.numbers(values),
         "zmin": 0,
         "zmax": 1,
@@ -152,18 +169,6 @@ def heatmap(
             "outlinewidth": 0,
         },
     }
-    layout = {
-        **style.layout(height, key, f"Refusal coordinate of {label} at every block and token, after the edit."),
-        "xaxis": style.axis("token", type="category", nticks=24, tickangle=-55, tickfont={"size": 10}, showgrid=False),
-        "yaxis": style.axis("block", range=[-0.5, blocks - 0.5], showgrid=False, zeroline=False),
-        "shapes": [
-            style.vertical(prompt_length - 0.5),
-            {**style.horizontal(block - 0.5), "line": {"color": style.INK, "width": 1}},
-            {**style.horizontal(block + 0.5), "line": {"color": style.INK, "width": 1}},
-        ],
-        "margin": {"l": 48, "r": 16, "t": 44, "b": 96},
-    }
-    return {"data": [trace], "layout": layout}
 
 
 def _span(parts: Sequence[np.ndarray]) -> list[float]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.host import HostState, ModelHost, Place
+from ace_core.host import HostState, ModelHost
 from ace_core.runs import Run, RunSettings
 from ace_core.ui import views
 from ace_core.ui.controls import ask, changes, problems, values_of
@@ -22,6 +22,7 @@ from ace_core.ui.problems import marks
 from ace_core.ui.sessions import Session, Sessions
 from ace_core.ui.sidebar import DEFAULT_ARMS
 from ace_core.ui.status import status
+from ace_core.ui.waiting import in_line, loading
 
 __all__ = ["RECORDED_KEY", "Handlers", "buttons"]
 
@@ -90,7 +91,7 @@ class Handlers:
         message = ""
         state = self.host.state
         while state.status == "loading" and not session.stopped.is_set():
-            if message != (message := _loading(state)):
+            if message != (message := loading(state)):
                 yield status("waiting", message), gr.skip(), gr.skip()
             state = self.host.wait_ready(_POLL_SECONDS)
         if session.stopped.is_set():
@@ -104,7 +105,7 @@ class Handlers:
         stream = self.host.compare(asked.prompt, asked.settings, asked.methods, own and own[0], visitor=visitor)
         session.hold(stream, state.directions if own is None else own[0])
         while (place := stream.wait(_POLL_SECONDS)) is not None:
-            if message != (message := _in_line(place)):
+            if message != (message := in_line(place)):
                 yield status("waiting", message), gr.skip(), gr.skip()
         due = 0.0
         for _ in stream:
@@ -287,9 +288,8 @@ class Handlers:
 def summary(run: Run) -> str:
     """Status: how a finished run went, or that it is a record."""
     if run.recorded:
-        return status(
-            "recorded", f"Recorded example, not a live run (model: {run.model}). Press Run (Ctrl+Enter) for your own."
-        )
+        source = "the model that comes with this page" if run.model == "embedded" else run.model
+        return status("recorded", f"Recorded from {source}, not a live run. Press Run (Ctrl+Enter) for your own.")
     rate = f" at {run.tokens_per_second:.1f} tokens/s together" if run.tokens_per_second else ""
     if any(arm.stop == "cancelled" for arm in run.arms):
         return status("stopped", f"Stopped: {_arms(run)}{rate}.")
@@ -298,17 +298,6 @@ def summary(run: Run) -> str:
 
 def _arms(run: Run) -> str:
     return f"{len(run.arms)} arm{'' if len(run.arms) == 1 else 's'}"
-
-
-def _loading(state: HostState) -> str:
-    share = f" {state.progress:.0%}" if state.progress is not None else ""
-    return f"Your run starts when the model is ready: {state.message}{share}"
-
-
-def _in_line(place: Place) -> str:
-    runs = "1 run is" if place.ahead == 1 else f"{place.ahead or 'no'} runs are"
-    about = "" if place.seconds is None else f" Yours starts in about {max(1, round(place.seconds))} s."
-    return f"Waiting in line: {runs} ahead of yours.{about}"
 
 
 def _nothing(count: int) -> tuple[Any, ...]:

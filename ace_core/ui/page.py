@@ -18,6 +18,7 @@ from ace_core.ui import (
     directions_wiring,
     gallery,
     geometry_tab,
+    layers_view,
     learn,
     share_panel,
     sidebar,
@@ -77,6 +78,7 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
                 note = share_panel.link_note()
                 in_use, back = directions.in_use_line()
                 main = compare.build(handlers, recordings)
+                layers = layers_view.build()
                 panel = share_panel.build()
             with gr.Tab("Directions", id="directions") as lab_place:
                 lab_tab = directions.build(handlers.blocks)
@@ -87,6 +89,7 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
             with gr.Tab("Learn", id="learn"):
                 lessons = learn.build(recordings)
         compare.wire(main, side, handlers, Replays(handlers, recordings))
+        layers_view.wire(layers, main.prompt, handlers)
         learn.wire(lessons, tabs, main, side, handlers)
         used = DirectionsInUse(handlers, in_use, back, lab_tab.status, tabs, side)
         directions_wiring.wire(DirectionsHandlers(handlers, lab_tab, used), page, lab_place, main)
