@@ -30,12 +30,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs of the model that will serve it."""
+    """What a run needs of the model that will serve it, and the record its reader fills, if it keeps one."""
 
     model: ChatModel
     directions: RefusalDirections
     rows: Sequence[Row]
-    builder: RunBuilder
+    builder: RunBuilder | None = None
 
 
 class RunStream:
