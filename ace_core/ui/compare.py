@@ -11,11 +11,12 @@ import gradio as gr
 
 from ace_core.gallery import Recording
 from ace_core.prompts import display_prompts
-from ace_core.ui import gallery, views
+from ace_core.ui import gallery, pinned, views
 from ace_core.ui.answers import answers_view
 from ace_core.ui.controls import FIELDS
 from ace_core.ui.gallery import Gallery, Replays
 from ace_core.ui.handlers import RECORDED_KEY, Handlers
+from ace_core.ui.pinned import PinnedView
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.problems import problems_view
 from ace_core.ui.sidebar import Sidebar
@@ -56,6 +57,7 @@ class Compare:
     heatmap: gr.HTML
     distribution: gr.HTML
     gallery: Gallery
+    pins: PinnedView
 
 
 def build(handlers: Handlers, recordings: tuple[Recording, ...] = ()) -> Compare:
@@ -91,6 +93,7 @@ def build(handlers: Handlers, recordings: tuple[Recording, ...] = ()) -> Compare
         elem_id="answers",
     )
     gr.HTML(_LEGEND)
+    pins = pinned.build()
     _heading("Where every token lies", "Dotted before the edit, solid after it, at the chosen layer.")
     projection = plotly_plot(
         views.nothing_yet(views.PROJECTION_HEIGHT, _WAITING)
@@ -127,7 +130,7 @@ def build(handlers: Handlers, recordings: tuple[Recording, ...] = ()) -> Compare
                 elem_id="distribution",
             )
     return Compare(
-        prompt, chips, run_button, stop, line, problems, answers, projection, arm, heatmap, distribution, more
+        prompt, chips, run_button, stop, line, problems, answers, projection, arm, heatmap, distribution, more, pins
     )
 
 
@@ -160,7 +163,7 @@ def wire(page: Compare, sidebar: Sidebar, handlers: Handlers, replays: Replays) 
         show_progress="hidden",
     )
     finished = [page.status, *shown, page.arm, page.run, page.stop]
-    written.then(handlers.finish, None, finished, inputs_kwargs=fields, **quick)
+    ended = written.then(handlers.finish, None, finished, inputs_kwargs=fields, **quick)
     announced = page.gallery.play.click(
         replays.begin,
         page.gallery.choice,
@@ -185,7 +188,8 @@ def wire(page: Compare, sidebar: Sidebar, handlers: Handlers, replays: Replays) 
         preprocess=False,
         **hidden,
     )
-    replayed.then(handlers.finish, None, finished, inputs_kwargs=fields, **quick)
+    replay_ended = replayed.then(handlers.finish, None, finished, inputs_kwargs=fields, **quick)
+    pinned.wire(page.pins, sidebar.layer, handlers, ended, replay_ended)
     page.gallery.choice.change(replays.describe, page.gallery.choice, page.gallery.note, **quick)
     page.stop.click(handlers.stop, None, page.stop, **quick)
     sidebar.layer.change(

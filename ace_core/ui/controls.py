@@ -21,6 +21,7 @@ __all__ = [
     "TOKEN_SCOPE_NAMES",
     "TOP_K_LIMIT",
     "TOP_P_RANGE",
+    "USED_BY",
     "Asked",
     "ask",
     "changes",
@@ -155,7 +156,7 @@ def changes(run: Run, values: Mapping[str, Any], blocks: int) -> list[str]:
         changed.append(TITLES["prompt"])
     shown = {method.name for method in asked.methods}
     for name in FIELDS:
-        idle = name in _USED_BY and _USED_BY[name] not in shown
+        idle = name in USED_BY and USED_BY[name] not in shown
         known = hasattr(run.settings, name) and not idle
         if known and getattr(asked.settings, name) != getattr(run.settings, name):
             changed.append(TITLES[name])
@@ -164,7 +165,7 @@ def changes(run: Run, values: Mapping[str, Any], blocks: int) -> list[str]:
     return list(dict.fromkeys(changed))
 
 
-_USED_BY = {"coefficient": "ace", "reference": "ace", "addition": "addition"}
+USED_BY = {"coefficient": "ace", "reference": "ace", "addition": "addition"}
 """The one method that a setting belongs to."""
 
 TITLES = {

@@ -24,7 +24,8 @@ class Session:
     ``run`` is the newest snapshot of the run called ``key``, ``coming`` the name of the run asked for last, which is
     ``running`` until it ends and may have ``failed``; ``block`` and ``method`` are what the visitor looks at. ``bench``
     is the visitor's place in the direction lab, ``sweep`` that in the sweep tab, ``used`` the directions that the run
-    was steered with, ``linked`` the blocks that the page's address asked for, by control, until they are shown.
+    was steered with, ``linked`` the blocks that the page's address asked for, by control, until they are shown,
+    ``pinned`` a run to compare with and its directions.
     """
 
     run: Run | None = None
@@ -40,6 +41,7 @@ class Session:
     used: RefusalDirections | None = None
     separation: tuple[RefusalDirections | None, np.ndarray | None] = (None, None)
     linked: dict[str, int] = field(default_factory=dict)
+    pinned: tuple[Run, RefusalDirections | None] | None = None
     _stream: RunStream | None = None
     _own: tuple[RefusalDirections, str, ModelInfo] | None = None
     _coming_with: RefusalDirections | None = None

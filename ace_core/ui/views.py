@@ -8,7 +8,7 @@ import numpy as np
 
 from ace_core import plots
 from ace_core.directions import RefusalDirections
-from ace_core.methods import Method
+from ace_core.methods import METHODS, Method
 from ace_core.plots import Line
 from ace_core.runs import ArmRun, Run, RunSettings
 from ace_core.ui.answers import AnswersValue, Column
@@ -27,6 +27,7 @@ __all__ = [
     "heatmap",
     "no_answers",
     "nothing_yet",
+    "pinned_answers",
     "projection",
     "promised_answers",
     "separation",
@@ -69,6 +70,15 @@ def promised_answers(settings: RunSettings, methods: Sequence[Method], key: str)
         for method in methods
     ]
     return pack(AnswersValue(key=key, live=True, block=settings.layer, columns=columns))
+
+
+def pinned_answers(pinned: Run, above: Run, block: int | None) -> str:
+    """A run's columns in the order of another's, so that those of one method stand below each other."""
+    shown = _shown(pinned, block)
+    mine = {arm.method: _column(pinned, arm, shown, live=False) for arm in pinned.arms}
+    order = dict.fromkeys([arm.method for arm in above.arms] + list(mine))
+    columns = [mine.get(method) or _absent(method) for method in order]
+    return pack(AnswersValue(key=f"pinned {' '.join(order)}", live=False, block=shown, columns=columns))
 
 
 def no_answers() -> str:
@@ -158,6 +168,11 @@ def _column(run: Run, arm: ArmRun, block: int, live: bool) -> Column:
         note=_note(run, arm),
         tokens=list(zip(arm.tokens, coordinates, strict=False)),
     )
+
+
+def _absent(method: str) -> Column:
+    title, note = METHODS[method].title, "not in the pinned run"
+    return Column(label=title, method=method, glyph=GLYPHS[method], stamp="", badge="", note=note, tokens=[])
 
 
 def _unbroken(label: str) -> str:
