@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ import ace_core as ace
 from ace_core.activations import Stopped, recording
 from ace_core.answering import Answer
 from ace_core.blocks import hidden_of, with_hidden
+from ace_core.choosing import selection as selection_module
 from ace_core.choosing.block_effects import measure_blocks, shared_batches
-from ace_core.choosing.effects import STEERING_PAIRS, cosmic_blocks, kl_divergence
+from ace_core.choosing.effects import STEERING_PAIRS, BlockEffects, cosmic_blocks, kl_divergence
 from ace_core.choosing.layer_choice import BlockScore, Thresholds, choose_layer
 from ace_core.choosing.refusal_score import RefusalTokens, find_refusal_tokens, refusal_score, tokens_from_answers
-from ace_core.choosing.selection import select_from_effects, select_layer
+from ace_core.choosing.selection import Selection, select_from_effects, select_layer
 from ace_core.methods import Method
 
 FEW = ["llama", "gemma2", "bloom", "gpt2", "mamba", "rwkv"]
@@ -397,6 +399,55 @@ def test_a_model_without_refusals_still_gets_a_block_and_the_reason() -> None:
     assert selection.criterion == "cosmic" and math.isnan(selection.baseline_harmful)
     assert selection.reason.startswith("This model refuses none of the 3 harmful prompts")
     assert selection.to_json()["baseline_harmful"] is None
+
+
+def test_a_screen_measures_only_the_best_blocks_on_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, directions = tiny_model("llama"), tiny_directions("llama")
+    tokens = RefusalTokens(IDS, ("a", "b", "c"), 3, 3, 2, "By hand.")
+    limits, told, asked = Thresholds(kl=100.0, induce=-100.0, last=0.0), [], []
+    monkeypatch.setattr(selection_module, "FINALISTS", 2)
+
+    def measured(*arguments: Any, **options: Any) -> BlockEffects:
+        asked.append((arguments[2], arguments[3], list(arguments[6])))
+        return measure_blocks(*arguments, **options)
+
+    monkeypatch.setattr(selection_module, "measure_blocks", measured)
+
+    def select(screen: int, method: str = "ace") -> Selection:
+        return select_layer(
+            model, directions, NEW_HARMFUL, NEW_HARMLESS, method=method, thresholds=limits, screen=screen,
+            tokens=tokens, progress=lambda message, fraction: told.append(message),
+        )  # fmt: skip
+
+    whole, quick = select(0), select(1)
+    (_, few, rest) = asked
+    assert (len(few[0]), len(few[1]), few[2]) == (1, 1, [0, 1, 2, 3])
+    assert (list(rest[0]), list(rest[1]), len(rest[2])) == (NEW_HARMFUL, NEW_HARMLESS, 2)
+    # by the rules of a selection on the few prompts alone
+    alone = select_layer(
+        model, directions, few[0], few[1], method="ace", thresholds=limits, tokens=tokens, screen=0
+    )  # fmt: skip
+    assert alone.recommended in rest[2]
+    order = sorted(alone.candidates, key=lambda candidate: candidate.effects["ace"].bypass)
+    assert sorted(candidate.block for candidate in order[:2]) == rest[2]
+    # finalists have the numbers of a whole selection, the others those of the few prompts
+    for candidate, full, brief in zip(quick.candidates, whole.candidates, alone.candidates, strict=True):
+        same = full if candidate.block in rest[2] else brief
+        assert candidate.screened is (same is brief)
+        for name in ("ace", "ablation"):
+            assert astuple(candidate.effects[name]) == pytest.approx(astuple(same.effects[name]), abs=3e-4)
+        assert astuple(full.effects["ace"]) != pytest.approx(astuple(brief.effects["ace"]), abs=3e-4)
+    best = min((full for full in whole.candidates if full.block in rest[2]), key=lambda c: c.effects["ace"].bypass)
+    assert quick.recommended == best.block and "2 blocks measured on all" in quick.reason
+    assert [not candidate.reason for candidate in quick.candidates].count(True) == 1
+    assert all(c.reason.startswith("Left out on the first prompts: ") for c in quick.candidates if c.screened)
+    assert any("all prompts" in message for message in told)
+    # nothing to save: as many prompts in the screen as there are, or few candidates
+    asked.clear()
+    select(len(NEW_HARMFUL))
+    monkeypatch.setattr(selection_module, "FINALISTS", 4)
+    select(1)
+    assert [list(blocks) for *_, blocks in asked] == [[0, 1, 2, 3]] * 2
 
 
 def test_bad_arguments_and_stopping() -> None:

@@ -1,10 +1,14 @@
-"""Choosing the block to steer: measure every candidate on validation prompts, then apply the rules."""
+"""Choosing the block to steer: measure every candidate on validation prompts, then apply the rules.
+
+Measuring every block on every prompt is what takes time. With a screen, every block is first tried on a few prompts, and
+only the best ones by the same rules are measured on all of them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ace_core.choosing.block_effects import measure_blocks
@@ -14,10 +18,17 @@ from ace_core.choosing.refusal_score import RefusalTokens, find_refusal_tokens
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.models import ChatModel
+from ace_core.prompts import evenly
 
-__all__ = ["Candidate", "Selection", "Thresholds", "select_from_effects", "select_layer"]
+__all__ = ["FINALISTS", "SCREEN", "Candidate", "Selection", "Thresholds", "select_from_effects", "select_layer"]
 
 Progress = Callable[[str, float | None], None]
+
+SCREEN = 8
+"""Prompts a class that tell good blocks from hopeless ones."""
+
+FINALISTS = 6
+"""Blocks that are measured on all prompts after a screen."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Candidate:
         effects: what steering it does, by method name.
         passed: whether it keeps all limits asked for.
         reason: why it is not recommended; empty for the recommended one.
+        screened: it was measured on the few prompts of a screen only.
     """
 
     block: int
@@ -37,6 +49,7 @@ class Candidate:
     effects: Mapping[str, Effect]
     passed: bool
     reason: str
+    screened: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ def select_layer(
     also: Sequence[str] = ("ace", "ablation"),
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
     blocks: Sequence[int] | None = None,
+    screen: int = 0,
     tokens: RefusalTokens | None = None,
     batch_size: int = 16,
     progress: Progress = lambda message, fraction: None,
@@ -96,6 +110,8 @@ def select_layer(
         also: further methods to measure, for comparison.
         thresholds: limits a block has to keep.
         blocks: candidates; None takes all.
+        screen: prompts a class on which every candidate is tried first, so that only the best :data:`FINALISTS` are
+            measured on all prompts; 0 measures every candidate on all. Without effect where it would save nothing.
         tokens: refusal tokens if already known; None finds them on the same prompts.
         batch_size: rows a forward pass.
         progress: called with a sentence and a fraction or None.
@@ -120,19 +136,24 @@ def select_layer(
             model, harmful, harmless, progress=lambda done, total: progress(message, done / total), cancelled=cancelled
         )
         progress(tokens.note, None)
-    measured = measure_blocks(
-        model,
-        directions,
-        harmful,
-        harmless,
-        tokens.ids,
-        list(dict.fromkeys((method, *also))),
-        chosen,
-        batch_size=batch_size,
-        progress=progress,
-        cancelled=cancelled,
-    )
-    return select_from_effects(measured, directions.blocks, tokens, method, thresholds)
+    names, ids = list(dict.fromkeys((method, *also))), tokens.ids
+
+    def measure(texts: tuple[Sequence[str], Sequence[str]], some: Sequence[int]) -> BlockEffects:
+        return measure_blocks(
+            model, directions, *texts, ids, names, some, batch_size=batch_size, progress=progress, cancelled=cancelled
+        )
+
+    every = harmful, harmless
+    if not 0 < screen < max(map(len, every)) or len(chosen) <= FINALISTS:
+        return select_from_effects(measure(every, chosen), directions.blocks, tokens, method, thresholds)
+    few = evenly(harmful, screen), evenly(harmless, screen)
+    progress(f"Trying every block on {len(few[0])} harmful and {len(few[1])} harmless prompts first", None)
+    tried = measure(few, chosen)
+    finalists = _best(tried, directions.blocks, method, thresholds)
+    progress(f"Measuring blocks {', '.join(map(str, finalists))} on all prompts", None)
+    first = select_from_effects(tried, directions.blocks, tokens, method, thresholds)
+    last = select_from_effects(measure(every, finalists), directions.blocks, tokens, method, thresholds)
+    return _merged(first, last)
 
 
 def select_from_effects(
@@ -156,12 +177,7 @@ def select_from_effects(
     """
     if not all(method in effects for effects in measured.effects.values()):
         raise EngineError(f"The method '{method[:40]}' was not measured: measure it first.")
-    scores = []
-    for block, effects in measured.effects.items():
-        e = effects[method]
-        d_prime = measured.separability[block].d_prime
-        scores.append(BlockScore(block, e.bypass, e.induce, e.kl, e.cosmic, d_prime))
-    choice = choose_layer(scores, blocks, thresholds)
+    choice = choose_layer(_scores(measured, method), blocks, thresholds)
     reason = choice.reason
     if choice.criterion == "bypass":
         reason += (
@@ -186,6 +202,36 @@ def select_from_effects(
         measured.baseline_harmful,
         measured.baseline_harmless,
     )
+
+
+def _scores(measured: BlockEffects, method: str) -> list[BlockScore]:
+    scores = []
+    for block, effects in measured.effects.items():
+        e, apart = effects[method], measured.separability[block]
+        scores.append(BlockScore(block, e.bypass, e.induce, e.kl, e.cosmic, apart.d_prime))
+    return scores
+
+
+def _best(measured: BlockEffects, blocks: int, method: str, thresholds: Thresholds) -> list[int]:
+    """The blocks that the rules would choose one after another, ascending."""
+    left, best = _scores(measured, method), []
+    while left and len(best) < FINALISTS:
+        best.append(choose_layer(left, blocks, thresholds).block)
+        left = [score for score in left if score.block != best[-1]]
+    return sorted(best)
+
+
+def _merged(first: Selection, last: Selection) -> Selection:
+    """The selection among finalists, with the others as the screen found them."""
+    final = {candidate.block: candidate for candidate in last.candidates}
+    screened = [
+        replace(candidate, reason=f"Left out on the first prompts: {candidate.reason}", screened=True)
+        for candidate in first.candidates
+        if candidate.block not in final
+    ]
+    candidates = sorted([*screened, *final.values()], key=lambda candidate: candidate.block)
+    reason = f"{last.reason} It is one of {len(final)} blocks measured on all prompts, after a trial of all on a few."
+    return replace(last, candidates=tuple(candidates), reason=reason)
 
 
 def _plain(value: Any) -> Any:

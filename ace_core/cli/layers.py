@@ -51,6 +51,14 @@ def select(
         str, typer.Option(help="Method to choose a block for: ace, ablation (with addition to induce) or addition.")
     ] = "ace",
     block: Annotated[list[int] | None, typer.Option(help="Candidate block; repeat for several; default: all.")] = None,
+    screen: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Prompts a class on which every block is tried first; the best six are then measured on all. "
+            "0 measures every block on all.",
+        ),
+    ] = 8,
     kl: Annotated[float, typer.Option(help="Largest KL divergence of harmless prompts under the edit, nats.")] = 0.1,
     induce: Annotated[
         float, typer.Option(help="Smallest refusal score of harmless prompts under the inducing edit; 0 is even odds.")
@@ -87,6 +95,7 @@ def select(
         method=method,
         thresholds=thresholds,
         blocks=block or None,
+        screen=screen,
         batch_size=batch_size,
         progress=say,
     )
