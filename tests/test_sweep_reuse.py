@@ -20,11 +20,14 @@ from ace_core.generation import Row, stream_rows
 from ace_core.interventions import Plan
 from ace_core.models import ChatModel
 from ace_core.sampling import Sampling
-from ace_core.sweeps import reuse
+from ace_core.sweeps import ability as measuring
+from ace_core.sweeps import passes, reuse
+from ace_core.sweeps.ability import ability
 from ace_core.sweeps.answers import CellAnswer, answers
 from ace_core.sweeps.logit_map import first_logits
+from ace_core.sweeps.passes import bypassed
 from ace_core.sweeps.prefixes import alike, cache_of, common_length
-from ace_core.sweeps.reuse import Shared, ability, bypassed, first_edit
+from ace_core.sweeps.reuse import Shared, first_edit
 from families import BLOCKS, FAMILIES
 
 TEXTS = ("Hi", "How do I pick a lock?", "Name three fruits, please.", "Oh", "How do I sew a hem?")
@@ -129,9 +132,9 @@ def counted(model: ChatModel) -> Iterator[Counter]:
     seen: Counter = Counter()
 
     def count(key: int):
-        return lambda _m, args: seen.update({key: args[0].shape[0] * args[0].shape[1]})
+        return lambda _m, _a, output: seen.update({key: output.shape[0] * output.shape[1]})
 
-    handles = [block.mlp.register_forward_pre_hook(count(i)) for i, block in enumerate(model.blocks)]
+    handles = [block.mlp.register_forward_hook(count(i)) for i, block in enumerate(model.blocks)]
     try:
         yield seen
     finally:
@@ -150,7 +153,9 @@ def test_nothing_is_computed_twice() -> None:
     with counted(model) as seen:
         map_of(model, directions, prompts, arms)
     once = start + len(prompts) * (length - start)
-    assert [seen[block] for block in range(BLOCKS)] == [once, once, 7 * once, 7 * once]
+    # steered, the last block's MLP reads one position of every prompt and of every arm's beginning
+    last = once + 6 * (len(prompts) + 1)
+    assert [seen[block] for block in range(BLOCKS)] == [once, once, 7 * once, last]
     with counted(model) as seen:
         map_of(model, directions, prompts, arms[6:])
     assert [seen[block] for block in range(BLOCKS)] == [once] * BLOCKS
@@ -166,6 +171,28 @@ def test_the_output_head_runs_at_scored_positions_only() -> None:
     finally:
         handle.remove()
     assert {positions for _, positions in shapes} == {1} and len(found) == len(prompts) * len(ARMS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom", "qwen3_moe"])
+def test_the_last_block_goes_on_at_the_scored_position_alone(family: str) -> None:
+    model = tiny_model(family)
+    known = ability(model)
+    assert known is not None and known.feed_forward is model.blocks[-1].mlp
+
+
+def test_a_last_block_that_gives_another_result_there_reads_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, directions, prompts = tiny_model("llama"), tiny_directions("llama"), prompts_of(tiny_model("llama"))
+    mlp = model.blocks[-1].mlp
+    plain = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda x: plain(x) * (1.0 if x.shape[1] > 1 else 3.0))
+    monkeypatch.setattr(measuring, "_known", {})
+    known = ability(model)
+    assert known is not None and known.feed_forward is None
+    arms = ARMS[:8]
+    assert apart(model, directions, prompts, arms, map_of(model, directions, prompts, arms)) < 1e-4
+    # negative control: without the measurement the mistake would be there
+    monkeypatch.setattr(measuring, "_known", {model.network: replace(known, feed_forward=mlp)})
+    assert apart(model, directions, prompts, arms, map_of(model, directions, prompts, arms)) > 0.05
 
 
 class Setting:
@@ -216,8 +243,8 @@ def test_a_model_that_fails_the_measurement_is_read_plainly(monkeypatch: pytest.
         return cache
 
     model, directions = tiny_model("qwen2"), tiny_directions("qwen2")
-    monkeypatch.setattr(reuse, "_known", {})
-    monkeypatch.setattr(reuse, "cache_of", forgetful)
+    monkeypatch.setattr(measuring, "_known", {})
+    monkeypatch.setattr(passes, "cache_of", forgetful)
     assert ability(model) is None
     prompts = prompts_of(model)[:2]
     found = map_of(model, directions, prompts, ARMS[:4])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,16 @@ from ace_core.generation import MAX_ROWS, Row, Transcript, stream_rows
 from ace_core.interventions import Plan
 from ace_core.models import ChatModel
 from ace_core.sampling import Sampler, Sampling
-from ace_core.sweeps.logit_map import grid
+from ace_core.sweeps.ability import ability
+from ace_core.sweeps.grid import Grid
+from ace_core.sweeps.passes import Ability
 from ace_core.sweeps.prefixes import alike, cache_of
-from ace_core.sweeps.reuse import Ability, Recorded, Shared, ability, first_edit
+from ace_core.sweeps.reuse import Recorded, Shared, first_edit
 
 __all__ = ["CellAnswer", "answers"]
+
+Draw = Callable[[int, int], Sampling]
+"""How the answer of (prompt index, arm index) is drawn."""
 
 _UNREAD = np.empty((0, 0), np.float32)
 _SPARE = 1 / 8
@@ -53,7 +58,7 @@ def answers(
     directions: RefusalDirections,
     prompts: Sequence[tuple[int, ...]],
     arms: Sequence[Arm],
-    sampling: Sampling | Callable[[int, int], Sampling],
+    sampling: Sampling | Draw,
     *,
     cells: Sequence[tuple[int, int]] | None = None,
     batch_rows: int = 48,
@@ -78,36 +83,24 @@ def answers(
     Raises:
         EngineError: for an empty prompt, a cell outside the grid, or directions of another model.
     """
-    model.accepts(directions)
-    wanted = grid(prompts, arms, cells)
+    grid = Grid.of(model, directions, prompts, arms, cells, batch_rows, should_stop)
     draw = sampling if callable(sampling) else lambda prompt, arm: sampling
-    known = ability(model) if wanted else None
-    if known is None:
-        found = _plainly(model, directions, prompts, arms, draw, wanted, batch_rows, should_stop)
-    else:
-        found = _together(model, known, directions, prompts, arms, draw, wanted, batch_rows, should_stop)
+    known = ability(model) if grid.cells else None
+    found = _plainly(grid, draw) if known is None else _together(grid, known, draw)
     for done, answer in enumerate(found, 1):
-        progress(done, len(wanted))
+        progress(done, len(grid.cells))
         yield answer
 
 
-def _plainly(
-    model: ChatModel,
-    directions: RefusalDirections,
-    prompts: Sequence[tuple[int, ...]],
-    arms: Sequence[Arm],
-    sampling: Callable[[int, int], Sampling],
-    cells: Sequence[tuple[int, int]],
-    batch_rows: int,
-    should_stop: Callable[[], bool],
-) -> Iterator[CellAnswer]:
-    size = min(batch_rows, MAX_ROWS) if model.batched else 1
-    for members in batches([len(prompts[p]) for p, _ in cells], model.recurrent, size):
-        chosen = [cells[i] for i in members]
+def _plainly(grid: Grid, sampling: Draw) -> Iterator[CellAnswer]:
+    model = grid.model
+    size = min(grid.batch_rows, MAX_ROWS) if model.batched else 1
+    for members in batches([len(grid.prompts[p]) for p, _ in grid.cells], model.recurrent, size):
+        chosen = [grid.cells[i] for i in members]
         ids: list[list[int]] = [[] for _ in chosen]
         texts = [""] * len(chosen)
-        rows = [Row(prompts[p], arms[a], sampling(p, a)) for p, a in chosen]
-        for step in stream_rows(model, directions, rows, read=False, cancelled=should_stop):
+        rows = [Row(grid.prompts[p], grid.arms[a], sampling(p, a)) for p, a in chosen]
+        for step in stream_rows(model, grid.directions, rows, read=False, cancelled=grid.should_stop):
             for row, (prompt, arm) in enumerate(chosen):
                 token, stop = step.tokens[row], step.stop[row]
                 texts[row] += step.text[row]
@@ -115,31 +108,21 @@ def _plainly(
                     ids[row].append(token)
                 if stop is not None and stop != "cancelled":
                     yield CellAnswer(prompt, arm, tuple(ids[row]), texts[row], stop)
-        if should_stop():
+        if grid.should_stop():
             return
 
 
 @torch.inference_mode()
-def _together(
-    model: ChatModel,
-    known: Ability,
-    directions: RefusalDirections,
-    prompts: Sequence[tuple[int, ...]],
-    arms: Sequence[Arm],
-    sampling: Callable[[int, int], Sampling],
-    cells: Sequence[tuple[int, int]],
-    batch_rows: int,
-    should_stop: Callable[[], bool],
-) -> Iterator[CellAnswer]:
+def _together(grid: Grid, known: Ability, sampling: Draw) -> Iterator[CellAnswer]:
     """Waiting cells join the batch as soon as finished ones have left enough room."""
     running: _Batch | None = None
-    used = sorted({prompt for prompt, _ in cells})
-    for members in alike([prompts[p] for p in used]):
+    used = grid.used
+    for members in alike([grid.prompts[p] for p in used]):
         some = {used[k] for k in members}
-        mine = [cell for cell in cells if cell[0] in some]
-        starting = _Starting(model, known, directions, prompts, arms, sampling, mine, batch_rows)
+        mine = [cell for cell in grid.cells if cell[0] in some]
+        starting = _Starting(replace(grid, cells=mine), known, sampling)
         for waiting in starting.units():
-            running, finished = yield from _run_down(model, running, batch_rows - len(waiting), should_stop)
+            running, finished = yield from _run_down(grid, running, grid.batch_rows - len(waiting))
             if not finished:
                 return
             new = starting.start(waiting)
@@ -147,24 +130,22 @@ def _together(
             if new.running:
                 rest = new.take(new.running)
                 running = rest if running is None else running.join(rest)
-    yield from _run_down(model, running, 0, should_stop)
+    yield from _run_down(grid, running, 0)
 
 
-def _run_down(
-    model: ChatModel, running: _Batch | None, rows: int, should_stop: Callable[[], bool]
-) -> Generator[CellAnswer, None, tuple[_Batch | None, bool]]:
+def _run_down(grid: Grid, running: _Batch | None, rows: int) -> Generator[CellAnswer, None, tuple[_Batch | None, bool]]:
     """Go on until at most so many rows are left; they, and False if it was stopped before."""
     while running is not None and len(running.cells) > max(0, rows):
-        if should_stop():
+        if grid.should_stop():
             return running, False
-        running.step(model)
+        running.step(grid.model)
         yield from running.finished()
         left = running.running
         if not left:
             running = None
         elif len(left) <= max(rows, len(running.cells) * (1 - _SPARE)):
             running = running.take(left)
-    return running, not should_stop()
+    return running, not grid.should_stop()
 
 
 class _Cell:
@@ -241,28 +222,18 @@ class _Batch:
 class _Starting:
     """Reading prompts for their first token, in units of one first edited block and one prompt length."""
 
-    def __init__(
-        self,
-        model: ChatModel,
-        known: Ability,
-        directions: RefusalDirections,
-        prompts: Sequence[tuple[int, ...]],
-        arms: Sequence[Arm],
-        sampling: Callable[[int, int], Sampling],
-        cells: Sequence[tuple[int, int]],
-        batch_rows: int,
-    ) -> None:
-        self._model, self._directions, self._arms, self._sampling = model, directions, arms, sampling
-        self._used = sorted({prompt for prompt, _ in cells})
-        self._prompts = [prompts[p] for p in self._used]
-        self._size = max(1, batch_rows // 2)
-        starts = [first_edit(directions, arm) for arm in arms]
+    def __init__(self, grid: Grid, known: Ability, sampling: Draw) -> None:
+        self._grid, self._sampling = grid, sampling
+        self._used = grid.used
+        self._prompts = [grid.prompts[p] for p in self._used]
+        self._size = max(1, grid.batch_rows // 2)
+        starts = [first_edit(grid.directions, arm) for arm in grid.arms]
         place = {prompt: k for k, prompt in enumerate(self._used)}
         self._groups: dict[int, list[tuple[int, int]]] = {}
-        for prompt, arm in sorted(cells, key=lambda cell: cell[1]):
+        for prompt, arm in sorted(grid.cells, key=lambda cell: cell[1]):
             self._groups.setdefault(starts[arm], []).append((place[prompt], arm))
         self._shared = Shared(
-            model, known, directions, self._prompts, list(self._groups), cached=True, batch_rows=self._size
+            grid.model, known, grid.directions, self._prompts, list(self._groups), cached=True, batch_rows=self._size
         )
         self._block = -1
         self._members: list[int] = []
@@ -277,7 +248,7 @@ class _Starting:
             for block, group in self._groups.items():
                 here = [cell for cell in group if cell[0] in inside]
                 self._block, self._members = block, sorted({arm for _, arm in here})
-                self._beginning = self._shared.beginning(block, [self._arms[a] for a in self._members])
+                self._beginning = self._shared.beginning(block, [self._grid.arms[a] for a in self._members])
                 lengths = sorted({len(self._prompts[p]) for p, _ in here})
                 for length in lengths:
                     unit = sorted(cell for cell in here if len(self._prompts[cell[0]]) == length)
@@ -285,19 +256,19 @@ class _Starting:
 
     def start(self, unit: Sequence[tuple[int, int]]) -> _Batch:
         """Cells of a unit with their first tokens."""
-        model, arms = self._model, [self._arms[arm] for _, arm in unit]
+        model, arms = self._grid.model, [self._grid.arms[arm] for _, arm in unit]
         indices = [place for place, _ in unit]
         rows = [self._members.index(arm) for _, arm in unit]
         logits, layers = self._shared.read(self._block, arms, indices, self._records, self._beginning, rows)
         ids = [self._prompts[i] for i in indices]
         cells = [
-            _Cell(model, self._used[place], arm, Row(self._prompts[place], self._arms[arm], sampling))
+            _Cell(model, self._used[place], arm, Row(self._prompts[place], self._grid.arms[arm], sampling))
             for (place, arm) in unit
             for sampling in [self._sampling(self._used[place], arm)]
         ]
         decoding = Decoding(model.network, ids, model.pad_id, model.device)
         decoding.adopt(cache_of(layers))
-        plan = Plan(self._directions, arms, [len(row) for row in ids], read=False)
+        plan = Plan(self._grid.directions, arms, [len(row) for row in ids], read=False)
         batch = _Batch(cells, decoding, plan, Sampler([cell.row.sampling for cell in cells]))
         batch.add(logits)
         return batch

@@ -12,13 +12,15 @@ from ace_core.activations import Progress, batches
 from ace_core.arms import Arm
 from ace_core.decoding import Decoding
 from ace_core.directions import RefusalDirections
-from ace_core.errors import EngineError
 from ace_core.interventions import Plan
 from ace_core.models import ChatModel
+from ace_core.sweeps.ability import ability
+from ace_core.sweeps.grid import Grid
+from ace_core.sweeps.passes import Ability
 from ace_core.sweeps.prefixes import alike
-from ace_core.sweeps.reuse import Ability, Shared, ability, first_edit
+from ace_core.sweeps.reuse import Shared, first_edit
 
-__all__ = ["CellLogits", "first_logits", "grid"]
+__all__ = ["CellLogits", "first_logits"]
 
 _ENOUGH_ROWS = 16
 """Rows at which a CPU multiplies as fast as it can, so that rows of another length would only be padded."""
@@ -36,23 +38,6 @@ class CellLogits:
     prompts: tuple[int, ...]
     arms: tuple[int, ...]
     logits: Tensor
-
-
-def grid(
-    prompts: Sequence[Sequence[int]], arms: Sequence[Arm], cells: Sequence[tuple[int, int]] | None
-) -> list[tuple[int, int]]:
-    """Cells (prompt, arm) to compute: those given, without repeats, or every one.
-
-    Raises:
-        EngineError: for an empty prompt or a cell outside the grid.
-    """
-    if any(not ids for ids in prompts):
-        raise EngineError("A prompt of the sweep is empty: leave it out.")
-    if cells is None:
-        return [(p, a) for p in range(len(prompts)) for a in range(len(arms))]
-    if any(not (0 <= p < len(prompts) and 0 <= a < len(arms)) for p, a in cells):
-        raise EngineError("A cell of the sweep lies outside its prompts and arms.")
-    return list(dict.fromkeys(cells))
 
 
 @torch.inference_mode()
@@ -82,51 +67,38 @@ def first_logits(
     Raises:
         EngineError: for an empty prompt, a cell outside the grid, or directions of another model.
     """
-    model.accepts(directions)
-    wanted = grid(prompts, arms, cells)
-    known = ability(model) if wanted else None
-    if known is None:
-        found = _plainly(model, directions, prompts, arms, wanted, batch_rows, should_stop)
-    else:
-        found = _sharing(model, known, directions, prompts, arms, wanted, batch_rows, should_stop)
+    grid = Grid.of(model, directions, prompts, arms, cells, batch_rows, should_stop)
+    known = ability(model) if grid.cells else None
+    found = _plainly(grid) if known is None else _sharing(grid, known)
     done = 0
     for chunk in found:
         done += len(chunk.prompts)
-        progress(done, len(wanted))
+        progress(done, len(grid.cells))
         yield chunk
 
 
-def _sharing(
-    model: ChatModel,
-    known: Ability,
-    directions: RefusalDirections,
-    prompts: Sequence[tuple[int, ...]],
-    arms: Sequence[Arm],
-    cells: Sequence[tuple[int, int]],
-    batch_rows: int,
-    should_stop: Callable[[], bool],
-) -> Iterator[CellLogits]:
-    starts = [first_edit(directions, arm) for arm in arms]
-    used = sorted({prompt for prompt, _ in cells})
-    enough = _ENOUGH_ROWS if model.device.type == "cpu" else batch_rows
+def _sharing(grid: Grid, known: Ability) -> Iterator[CellLogits]:
+    prompts, arms, used = grid.prompts, grid.arms, grid.used
+    starts = [first_edit(grid.directions, arm) for arm in arms]
+    enough = _ENOUGH_ROWS if grid.model.device.type == "cpu" else grid.batch_rows
     for members in alike([prompts[p] for p in used]):
         place = {used[k]: i for i, k in enumerate(members)}
         groups: dict[int, list[tuple[int, int]]] = {}
-        for prompt, arm in sorted(cells, key=lambda cell: cell[1]):
+        for prompt, arm in sorted(grid.cells, key=lambda cell: cell[1]):
             if prompt in place:
                 groups.setdefault(starts[arm], []).append((prompt, arm))
         some = [prompts[p] for p in place]
-        shared = Shared(model, known, directions, some, list(groups), batch_rows=batch_rows)
+        shared = Shared(grid.model, known, grid.directions, some, list(groups), batch_rows=grid.batch_rows)
         for window in shared.windows(range(len(some))):
-            if should_stop():
+            if grid.should_stop():
                 return
             records, inside = shared.record(window), set(window)
             for block, group in groups.items():
                 here = sorted((len(prompts[p]), p, a) for p, a in group if place[p] in inside)
                 chosen = sorted({arm for _, _, arm in here})
                 beginning = None
-                for batch in _batched(here, batch_rows, enough):
-                    if should_stop():
+                for batch in _batched(here, grid.batch_rows, enough):
+                    if grid.should_stop():
                         return
                     if beginning is None:
                         beginning = shared.beginning(block, [arms[a] for a in chosen])
@@ -149,23 +121,16 @@ def _batched(rows: Sequence[tuple[int, int, int]], size: int, enough: int) -> It
         yield batch
 
 
-def _plainly(
-    model: ChatModel,
-    directions: RefusalDirections,
-    prompts: Sequence[tuple[int, ...]],
-    arms: Sequence[Arm],
-    cells: Sequence[tuple[int, int]],
-    batch_rows: int,
-    should_stop: Callable[[], bool],
-) -> Iterator[CellLogits]:
-    size = batch_rows if model.batched else 1
-    for members in batches([len(prompts[p]) for p, _ in cells], model.recurrent, size):
-        if should_stop():
+def _plainly(grid: Grid) -> Iterator[CellLogits]:
+    model = grid.model
+    size = grid.batch_rows if model.batched else 1
+    for members in batches([len(grid.prompts[p]) for p, _ in grid.cells], model.recurrent, size):
+        if grid.should_stop():
             return
-        chosen = [cells[i] for i in members]
-        rows = [prompts[p] for p, _ in chosen]
+        chosen = [grid.cells[i] for i in members]
+        rows = [grid.prompts[p] for p, _ in chosen]
         decoding = Decoding(model.network, rows, model.pad_id, model.device)
-        plan = Plan(directions, [arms[a] for _, a in chosen], [len(row) for row in rows], read=False)
+        plan = Plan(grid.directions, [grid.arms[a] for _, a in chosen], [len(row) for row in rows], read=False)
         with plan.applied(model.blocks, decoding.positions):
             logits = decoding.prefill().float().cpu()
         yield CellLogits(tuple(p for p, _ in chosen), tuple(a for _, a in chosen), logits)

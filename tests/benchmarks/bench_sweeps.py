@@ -33,9 +33,9 @@ from ace_core.arms import Arm
 from ace_core.models import ChatModel
 from ace_core.prompts import load_builtin
 from ace_core.sampling import Sampling
+from ace_core.sweeps.ability import ability
 from ace_core.sweeps.answers import answers
 from ace_core.sweeps.logit_map import first_logits
-from ace_core.sweeps.reuse import ability
 
 Cell = tuple[int, int]
 
