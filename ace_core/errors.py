@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+
+from ace_core.journal import tell, whereabouts
+
 __all__ = ["EngineError", "explained", "out_of_memory"]
 
 
 class EngineError(ValueError):
-    """Bad input or an unavailable resource; the message is one sentence that says what to do."""
+    """Bad input or an unavailable resource; the message is one sentence that says what to do.
+
+    Args:
+        message: the sentence.
+        reason: one fixed word for the journal, which never holds the sentence.
+    """
+
+    def __init__(self, message: str, *, reason: str = "refused") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -20,6 +33,8 @@ def out_of_memory(error: BaseException) -> bool:
 def explained(error: BaseException, what: str, smaller: str) -> EngineError:
     """An exception as a sentence for the person who asked; an :class:`EngineError` is one already.
 
+    Others are told to the journal, by type and place in the code.
+
     Args:
         error: what was raised.
         what: what stopped, such as ``run``.
@@ -27,6 +42,10 @@ def explained(error: BaseException, what: str, smaller: str) -> EngineError:
     """
     if isinstance(error, EngineError):
         return error
-    if out_of_memory(error):
-        return EngineError(f"The {what} stopped because of too little memory: use {smaller}.")
-    return EngineError(f"The {what} stopped because of an unexpected {type(error).__name__}.")
+    kind = type(error).__name__
+    memory = out_of_memory(error)
+    level = logging.WARNING if memory else logging.ERROR
+    tell("out of memory" if memory else "unexpected error", level=level, what=what, error=kind, at=whereabouts(error))
+    if memory:
+        return EngineError(f"The {what} stopped because of too little memory: use {smaller}.", reason="memory")
+    return EngineError(f"The {what} stopped because of an unexpected {kind}.", reason=kind)

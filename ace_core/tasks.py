@@ -29,9 +29,11 @@ class Task(Generic[Result]):
 
     Args:
         compute: called with this task; it calls :meth:`report` often and minds :attr:`cancelled`.
+        visitor: who asks; None is somebody new.
     """
 
-    def __init__(self, compute: Callable[[Task[Result]], Result]) -> None:
+    def __init__(self, compute: Callable[[Task[Result]], Result], visitor: str | None = None) -> None:
+        self.asked, self.visitor = time.monotonic(), visitor
         self._compute = compute
         self._changed = threading.Condition()
         self._report = Report("Waiting for the model")

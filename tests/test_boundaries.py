@@ -41,7 +41,10 @@ RULES: dict[str, Rule] = {
     f"{PACKAGE}.ui": Rule(
         never=HEAVY,
         own=frozenset(
-            {"directions", "errors", "gallery", "host", "lab", "methods", "plots", "prompts", "runs", "tasks", "ui"}
+            {
+                "directions", "errors", "gallery", "host", "journal", "lab", "methods", "plots", "prompts", "runs",
+                "tasks", "ui",
+            }  # fmt: skip
         ),
     ),
     PACKAGE: Rule(never=frozenset({"gradio"})),

@@ -455,6 +455,9 @@ def test_closing_the_page_ends_its_run_and_forgets_it() -> None:
     late.stop()
     late.hold(stream)  # type: ignore[arg-type]
     assert stream.cancelled == 2, "Stop holds for a stream that had yet to start"
-    sessions.get("three")
-    sessions.get("four")
-    assert len(sessions) == 2 and sessions.get("two") is not late, "the oldest is forgotten"
+    for unused in range(5):
+        sessions.get(f"unused {unused}")
+    assert len(sessions) == 2 and sessions.get("two") is late, "pages on which nothing was done are forgotten first"
+    for busy in ("three", "four"):
+        sessions.get(busy).announce("run")
+    assert len(sessions) == 2 and sessions.get("two") is not late, "then the oldest is forgotten"

@@ -23,9 +23,13 @@ class Limits:
 
     Args:
         rows: rows that are read or decoded at once, all visitors together.
+        tokens: longest answer.
         turns: runs at once of a model whose rows can't join, which take turns instead.
         waiting: runs that may wait.
         visitor_running, visitor_waiting: runs at once, and waiting ones, of one visitor.
+        visitor_tasks: longer computations of one visitor, running and waiting.
+        task_patience: seconds that people may keep a longer computation from its next piece.
+        task_turn: seconds one may compute while others wait; then it is stopped, and may be asked for again.
         wait_seconds: how long a run may wait before it is dropped.
         stalled_seconds: how long a run waits for a reader that takes nothing before it is dropped.
         queue_steps: steps a reader may lag behind before its rows pause.
@@ -34,10 +38,14 @@ class Limits:
     """
 
     rows: int = 128
+    tokens: int = 512
     turns: int = 4
     waiting: int = 64
     visitor_running: int = 2
     visitor_waiting: int = 4
+    visitor_tasks: int = 2
+    task_patience: float = 5.0
+    task_turn: float = 600.0
     wait_seconds: float = 600.0
     stalled_seconds: float = 60.0
     queue_steps: int = 64

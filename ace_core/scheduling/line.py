@@ -68,6 +68,12 @@ class WaitingLine:
         with self._lock:
             self._entries.appendleft(stream)
 
+    @property
+    def job_waits(self) -> bool:
+        """Whether there is a job in the line."""
+        with self._lock:
+            return any(not isinstance(entry, RunStream) for entry in self._entries)
+
     def take_job(self) -> Job | None:
         """The job at the head of the line, taken out of it."""
         with self._lock:
@@ -87,7 +93,7 @@ class WaitingLine:
             for stream in gone:
                 self._entries.remove(stream)
         for stream in gone:
-            too_late = EngineError("The model was busy for too long: try again later.")
+            too_late = EngineError("The model was busy for too long: try again later.", reason="late")
             stream.finish(too_late if stream in late else None)
 
     def drain(self) -> list[RunStream]:

@@ -71,9 +71,9 @@ class Scheduler:
 
     def close(self) -> None:
         """End all runs, those in the line as well, with what they have written so far."""
-        self._end_all(EngineError(CLOSED))
+        self._end_all(EngineError(CLOSED, reason="closed"))
         for stream in self._line.drain():
-            stream.finish(EngineError(CLOSED))
+            stream.finish(EngineError(CLOSED, reason="closed"))
         self.count = 0
 
     def _end_all(self, error: EngineError) -> None:
@@ -139,7 +139,7 @@ class Scheduler:
                 run.stalled = run.stalled or now
             unread = run.stalled is not None and now - run.stalled > self._limits.stalled_seconds
             if unread or run.stream.cancelled:
-                self._end(run, EngineError(_UNREAD) if unread else None)
+                self._end(run, EngineError(_UNREAD, reason="unread") if unread else None)
                 self._leave([run])
 
     def _leave(self, runs: Sequence[ActiveRun]) -> None:
@@ -261,7 +261,7 @@ class Scheduler:
                 continue
             run.stream.put(step)
             if set(step.stop) == {"nan"}:
-                failed[run] = EngineError(_NAN)
+                failed[run] = EngineError(_NAN, reason="nan")
         rest = unit.take([run for run in unit.runs if run not in failed])
         left = set() if rest is None else set(rest.runs)
         for run, _ in told:

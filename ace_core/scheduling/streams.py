@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.generation import Row, Step
+from ace_core.journal import RunRecord
 from ace_core.models import ChatModel
 from ace_core.runs import RunBuilder
 
@@ -63,6 +64,7 @@ class RunStream:
         self.prepare, self.visitor = prepare, visitor
         self.asked = time.monotonic()
         self.builder: RunBuilder | None = None
+        self._record = RunRecord()
         self._room, self._place, self._alive = room, place, alive
         # its size is checked before a step is computed, so that the last words always fit
         self._steps: queue.Queue[object] = queue.Queue()
@@ -75,7 +77,7 @@ class RunStream:
                 item = self._steps.get(timeout=0.5)
             except queue.Empty:
                 if not self._alive():
-                    raise EngineError(CLOSED) from None
+                    raise EngineError(CLOSED, reason="closed") from None
                 continue
             if item is _END:
                 return
@@ -114,6 +116,7 @@ class RunStream:
 
     def begin(self) -> None:
         """It left the line."""
+        self._record.begun()
         self._begun.set()
 
     def wait_again(self) -> None:
@@ -121,9 +124,14 @@ class RunStream:
         self._begun.clear()
 
     def put(self, step: Step) -> None:
+        self._record.wrote(sum(token is not None for token in step.tokens), len(step.tokens))
         self._steps.put(step)
 
     def finish(self, error: EngineError | None = None) -> None:
         """No more steps will come."""
+        if error is not None:
+            self._record.ended("failed", error.reason)
+        else:
+            self._record.ended("cancelled" if self.cancelled else "finished")
         self._steps.put(_END if error is None else error)
         self._begun.set()

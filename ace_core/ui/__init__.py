@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from ace_core.ui.page import build_page, launch, load_recorded
+from ace_core.ui.serving import serve_until_told
 
-__all__ = ["build_page", "launch", "load_recorded"]
+__all__ = ["build_page", "launch", "load_recorded", "serve_until_told"]

@@ -37,7 +37,7 @@ class DirectionsHandlers:
 
     def __init__(self, handlers: Handlers, tab: DirectionsTab, in_use: DirectionsInUse) -> None:
         self.page, self._host, self.tab, self.in_use = handlers, handlers.host, tab, in_use
-        self.sets = PromptSets(handlers.sessions, tab.sets)
+        self.sets = PromptSets(handlers.sessions, tab.sets, handlers.host.policy)
 
     def explain_variant(self, name: object) -> Any:
         """The variant's sentence."""
@@ -59,6 +59,10 @@ class DirectionsHandlers:
 
     def receive(self, request: gr.Request, path: str | None) -> Update:
         """Keep where a file of vectors lies; apart from :meth:`bring`, since only here the path is checked."""
+        try:
+            self._host.policy.check_files()
+        except EngineError as error:
+            return {self.tab.upload_note: show.note(str(error), bad=True)}
         self._session(request).bench.upload = None if path is None else Path(path)
         return {self.tab.upload_note: show.note("Reading the file…")}
 
@@ -104,6 +108,7 @@ class DirectionsHandlers:
             yield {tab.status: status("error", "Something is still running: wait for it, or stop it first.")}
             return
         try:
+            self._host.policy.check_work()
             yield {
                 tab.fit: gr.Button(interactive=False),
                 tab.stop: gr.Button(interactive=True),

@@ -184,7 +184,7 @@ class Handlers:
     def poll(self, request: gr.Request, layer: Any) -> tuple[Any, ...]:
         """While loading: card, timer, layer, window end, sparkline, distribution."""
         state = self.host.state
-        settled = state.status in ("ready", "failed")
+        settled = state.status not in ("empty", "loading")
         timer = gr.Timer(active=not settled)
         if state.directions is None:
             return card(state), timer, *_nothing(4)

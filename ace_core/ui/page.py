@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import gradio as gr
 
 from ace_core import lab
 from ace_core.errors import EngineError
-from ace_core.host import ModelHost
+from ace_core.host import ModelHost, Policy
 from ace_core.runs import Run, RunSettings
 from ace_core.ui import (
     compare,
@@ -28,6 +30,7 @@ from ace_core.ui.directions_handlers import DirectionsHandlers
 from ace_core.ui.directions_in_use import DirectionsInUse
 from ace_core.ui.gallery import Replays
 from ace_core.ui.handlers import Handlers
+from ace_core.ui.serving import app_arguments
 from ace_core.ui.theme import css, script, theme
 
 __all__ = ["build_page", "launch", "load_recorded"]
@@ -46,8 +49,13 @@ _INTRODUCTION = """
   <p class="ace-safety" id="safety">For research and teaching: answers are capped in length, and steered answers may be
   wrong or unpleasant. The default model's refusals were trained by this project on a 135M model for demonstration;
   bigger models from the hub bring their own.</p>
+  {notice}
 </header>
 """
+
+
+def _notice(policy: Policy) -> str:
+    return f'<p class="ace-safety" id="policy">{escape(policy.notice)}</p>' if policy.notice else ""
 
 
 def load_recorded(path: Path = _RECORDED) -> Run | None:
@@ -72,7 +80,9 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
     recordings = gallery.load()
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_KEEP_UPLOADS) as page:
         side = sidebar.build(host.state, settings, handlers.blocks)
-        gr.HTML(_INTRODUCTION, apply_default_css=False)
+        side.max_new_tokens.maximum = min(side.max_new_tokens.maximum, host.limits.tokens)
+        side.max_new_tokens.value = min(settings.max_new_tokens, host.limits.tokens)
+        gr.HTML(_INTRODUCTION.format(notice=_notice(host.policy)), apply_default_css=False)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab("Compare", id="compare"):
                 note = share_panel.link_note()
@@ -88,6 +98,12 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
                 geometry_tab.build()
             with gr.Tab("Learn", id="learn"):
                 lessons = learn.build(recordings)
+        lab_place.visible = in_use.visible = host.policy.runs
+        if not host.policy.work:  # the handlers refuse as well
+            fields = lab_tab.sets.values()
+            files = [lab_tab.upload, *(field.file for field in fields)]
+            for part in (lab_tab.fit, sweep.start, *files, *(field.load for field in fields)):
+                part.interactive = False
         compare.wire(main, side, handlers, Replays(handlers, recordings))
         layers_view.wire(layers, main.prompt, handlers)
         learn.wire(lessons, tabs, main, side, handlers)
@@ -108,10 +124,12 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
     return page
 
 
-def launch(page: gr.Blocks, **arguments: Any) -> Any:
+def launch(page: gr.Blocks, host: ModelHost | None = None, *, embedders: Sequence[str] = (), **arguments: Any) -> Any:
     """Serve a page built by :func:`build_page`, without telemetry, sharing or run history.
 
     Args:
+        host: whose health is told at ``/healthz``, and whose policy holds for uploads.
+        embedders: other sites that may show the page in a frame.
         arguments: more for ``gr.Blocks.launch``, such as ``server_name`` and ``server_port``.
     """
     page.queue(default_concurrency_limit=8, max_size=64)
@@ -120,6 +138,7 @@ def launch(page: gr.Blocks, **arguments: Any) -> Any:
         css=css(),
         head=f"<script>{script('page.js')}{script('share.js')}</script>",
         footer_links=["api", "gradio", "settings"],
+        app_kwargs=app_arguments(host, embedders, arguments.pop("app_kwargs", None)),
         run_history=False,
         enable_monitoring=False,
         share=False,

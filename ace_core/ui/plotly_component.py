@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import plotly
 
+from ace_core.ui.serving import PLOTLY_ROUTE
 from ace_core.ui.theme import script
 
 __all__ = ["plotly_plot"]
-
-# plotly-py carries the plotly.js it writes for; Gradio's own copy is a major version older.
-_PLOTLY_JS = Path(str(plotly.__file__)).parent / "package_data" / "plotly.min.js"
 
 
 def plotly_plot(value: str | None = None, *, height: int = 340, compact: bool = False, **arguments: Any) -> gr.HTML:
@@ -29,14 +25,14 @@ def plotly_plot(value: str | None = None, *, height: int = 340, compact: bool = 
         compact: no mode bar and no zoom, for a sparkline.
         arguments: more for ``gr.HTML``.
     """
-    gr.set_static_paths([_PLOTLY_JS])
     return gr.HTML(
         value,
         html_template=(
-            f'<div class="ace-plot" role="img" style="height:{height}px" data-compact="{str(compact).lower()}"></div>'
+            f'<div class="ace-plot" role="figure" style="height:{height}px" '
+            f'data-compact="{str(compact).lower()}"></div>'
         ),
         js_on_load=script("plotly_component.js"),
-        head=f'<script src="gradio_api/file={_PLOTLY_JS.as_posix()}"></script>',
+        head=f'<script src="{PLOTLY_ROUTE}"></script>',
         apply_default_css=False,
         **arguments,
     )

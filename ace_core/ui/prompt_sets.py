@@ -11,6 +11,7 @@ import gradio as gr
 
 from ace_core import lab
 from ace_core.errors import EngineError
+from ace_core.host import Policy
 from ace_core.ui import directions_views as show
 from ace_core.ui.bench import Bench
 from ace_core.ui.sessions import Sessions
@@ -62,10 +63,11 @@ class PromptSets:
     Args:
         sessions: of the page.
         fields: by class.
+        policy: whether files and sets of the hub may be used.
     """
 
-    def __init__(self, sessions: Sessions, fields: Mapping[str, SetField]) -> None:
-        self._sessions, self._fields = sessions, fields
+    def __init__(self, sessions: Sessions, fields: Mapping[str, SetField], policy: Policy) -> None:
+        self._sessions, self._fields, self._policy = sessions, fields, policy
 
     def chosen(self, bench: Bench, name: str, kind: object) -> lab.LabSet:
         """The prompts of a class, read again.
@@ -102,6 +104,7 @@ class PromptSets:
         if path is None:
             return show.note("Drop a file above, or click there to choose one: one prompt a line or row.")
         try:
+            self._policy.check_files()
             found = lab.file_set(Path(path))
         except EngineError as error:
             return show.note(str(error), bad=True)
@@ -112,6 +115,7 @@ class PromptSets:
         """Read a set of the hub: note, button."""
         yield show.note("Asking the hub…"), gr.Button(interactive=False)
         try:
+            self._policy.check_work()
             found = self._bench(request).hub[name] = lab.hub_set(wanted)
             said = show.note(found.summary)
         except EngineError as error:

@@ -89,6 +89,12 @@ class Session:
         own = self.own(state)
         return state.directions if own is None else own[0]
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing would be lost if it were forgotten."""
+        idle = self.run is None and not self.running and self._own is None
+        return idle and not self.bench.opened and self.sweep.sweep is None
+
     def stop(self) -> None:
         """Ask a run to end; it is over within a token."""
         self.stopped.set()
@@ -106,7 +112,8 @@ class Session:
 class Sessions:
     """A registry rather than a ``gr.State``: a state is copied, and a stream in progress can't be.
 
-    Pages that vanish without a word are forgotten once ``limit`` newer ones exist.
+    Beyond ``limit`` pages the oldest is forgotten, first of all one on which nothing was done: however many pages
+    somebody opens, those at work are kept.
     """
 
     def __init__(self, limit: int = 500) -> None:
@@ -122,8 +129,9 @@ class Sessions:
             session = self._sessions.setdefault(key, Session())
             self._sessions.move_to_end(key)
             while len(self._sessions) > self._limit:
-                _, old = self._sessions.popitem(last=False)
-                old.close()
+                others = [name for name in self._sessions if name != key]
+                oldest = next((name for name in others if self._sessions[name].untouched), others[0])
+                self._sessions.pop(oldest).close()
             return session
 
     def drop(self, key: str | None) -> None:

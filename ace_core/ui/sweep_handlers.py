@@ -84,6 +84,7 @@ class SweepHandlers:
             yield {tab.status: status("error", "Your sweep is still running: wait for it, or stop it first.")}
             return
         try:
+            self._host.policy.check_work()
             sweep = begin(desk)
             yield {
                 tab.start: gr.Button(interactive=False),
