@@ -42,9 +42,19 @@ RULES: dict[str, Rule] = {
         never=HEAVY,
         own=frozenset(
             {
-                "directions", "errors", "gallery", "host", "journal", "lab", "methods", "plots", "prompts", "runs",
-                "tasks", "ui",
-            }  # fmt: skip
+                "directions",
+                "errors",
+                "gallery",
+                "host",
+                "journal",
+                "lab",
+                "methods",
+                "plots",
+                "prompts",
+                "runs",
+                "tasks",
+                "ui",
+            }
         ),
     ),
     PACKAGE: Rule(never=frozenset({"gradio"})),
