@@ -382,3 +382,19 @@ def drag_ends(page: Page) -> tuple[tuple[float, float], tuple[float, float]]:
     boxes = [tab(page).locator(name).bounding_box() for name in (".ace-geo-ring", ".ace-geo-mean[data-class=harmless]")]
     middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
     return middles[0], middles[1]
+
+
+@in_browser
+@pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("svg", b"<svg")])
+def test_the_picture_is_saved_as_it_looks(page: Page, kind: str, start: bytes) -> None:
+    pick(page, "ace", "harmless", 0.5)
+    with page.expect_download() as download:
+        tab(page).locator(f"[data-save={kind}]").click()
+    assert download.value.suggested_filename == f"geometry.{kind}"
+    saved = download.value.path().read_bytes()
+    assert saved.startswith(start)
+    if kind == "svg":
+        text = saved.decode()
+        assert "var(" not in text and "ace-geo-" in text, "colours are in the file, not in the page's style sheet"
+        where = tab(page).locator(".ace-geo-cloud path").first.evaluate("node => getComputedStyle(node).transform")
+        assert f'transform="{where}"' in text

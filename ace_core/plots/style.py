@@ -39,7 +39,7 @@ METHOD_COLOURS = {
     "baseline": "#6B7280",
     "addition": "#D55E00",
     "ablation": "#0072B2",
-    "affine_ablation": "#B5518B",
+    "affine_ablation": "#B950E6",
     "ace": "#009E73",
 }
 """One colour a method everywhere: told apart by colour-blind people, 3:1 or more on white and on near-black."""

@@ -79,7 +79,7 @@ def build(handlers: Handlers, recordings: tuple[Recording, ...] = ()) -> Compare
     with gr.Row(elem_id="examples"):
         for kind, texts in groups.items():
             with gr.Column(elem_classes="ace-chips", min_width=240):
-                gr.HTML(f'<h3 class="ace-chips-kind">{_KINDS.get(kind, kind)}</h3>', apply_default_css=False)
+                gr.HTML(f'<h2 class="ace-chips-kind">{_KINDS.get(kind, kind)}</h2>', apply_default_css=False)
                 for text in texts:
                     chips[text] = gr.Button(text, size="sm", elem_classes=["ace-chip", f"ace-chip-{kind}"])
     with gr.Row(elem_id="run-row"):
@@ -156,11 +156,10 @@ def wire(page: Compare, sidebar: Sidebar, handlers: Handlers, replays: Replays) 
         None,
         [page.status, page.answers, page.projection],
         inputs_kwargs=fields,
-        api_name="compare",
         concurrency_id=_MODEL,
         concurrency_limit=_RUNS_AT_ONCE,
         preprocess=False,
-        show_progress="hidden",
+        **hidden,
     )
     finished = [page.status, *shown, page.arm, page.run, page.stop]
     ended = written.then(handlers.finish, None, finished, inputs_kwargs=fields, **quick)

@@ -17,6 +17,7 @@ from ace_core.ui.theme import GLYPHS, script
 __all__ = ["Edit", "build", "edits", "load_map"]
 
 _FILE = Path(__file__).resolve().parents[2] / "assets" / "geometry.json"
+_SCRIPTS = [f"geometry_{part}.js" for part in ("scene", "drawing", "words", "save", "controls")]
 _REFERENCES: tuple[Reference, ...] = ("harmless", "origin", "pooled", "harmful")
 _IN_WORDS = {
     "baseline": "Nothing is changed: every prompt stays where it was.",
@@ -106,7 +107,7 @@ def build(path: Path = _FILE) -> gr.HTML:
     return gr.HTML(
         pack(data),
         html_template=_markup(data),
-        js_on_load=script("geometry.js"),
+        js_on_load="\n".join(map(script, _SCRIPTS)),
         elem_id="geometry",
         apply_default_css=False,
     )
@@ -192,6 +193,9 @@ def _markup(data: dict[str, Any]) -> str:
       <div class="ace-geo-plot" data-slot="plot"></div>
       <p class="ace-geo-said" role="status" aria-live="polite" data-slot="said"></p>
       <p class="ace-geo-probe"><span data-mark="probe">◎</span> <output data-slot="probe"></output></p>
+      <p class="ace-geo-save"><button type="button" data-save="png" title="Save this picture as a PNG file, for slides"
+      >Save as PNG</button> <button type="button" data-save="svg" title="Save this picture as an SVG file, which stays
+      sharp at any size">Save as SVG</button></p>
     </div>
   </div>
   <dl class="ace-geo-letters">{letters}</dl>

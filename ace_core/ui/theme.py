@@ -45,6 +45,8 @@ def theme() -> Base:
         font=sans,
         font_mono=mono,
     ).set(
+        body_text_color_subdued="#4b5563",
+        body_text_color_subdued_dark="#b6bcc6",
         button_primary_background_fill="#1f2937",
         button_primary_background_fill_hover="#374151",
         button_primary_text_color="#ffffff",

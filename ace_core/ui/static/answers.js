@@ -30,7 +30,7 @@ class Column {
     constructor(data) {
         this.box = make('section', 'ace-column', root);
         this.box.dataset.method = data.method;
-        this.box.setAttribute('aria-label', data.label);
+        this.box.setAttribute('aria-label', element.closest('#pinned') ? `${data.label}, pinned` : data.label);
         const head = make('header', 'ace-column-head', this.box);
         const title = make('h3', 'ace-column-title', head);
         const glyph = make('span', 'ace-glyph', title);
