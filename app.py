@@ -7,10 +7,10 @@ import os
 import sys
 
 from ace_core.errors import EngineError
-from ace_core.host import ModelHost
 from ace_core.journal import journal_to_stderr, tell
 from ace_core.settings import Settings
 from ace_core.ui import build_page, launch, load_recorded, serve_until_told
+from ace_core.zero_gpu import create_host
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     except EngineError as error:
         parser.exit(2, f"{error}\n")
     tell("starting", model=settings.model, classroom=settings.classroom, read_only=settings.read_only)
-    host = ModelHost(settings.limits, settings.policy)
+    host = create_host(settings.limits, settings.policy)
     if settings.policy.runs:
         host.load(settings.model, precision=arguments.precision, device=arguments.device, vectors=arguments.vectors)
     page = build_page(host, load_recorded())

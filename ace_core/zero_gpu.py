@@ -28,6 +28,7 @@ from ace_core.errors import EngineError, explained
 from ace_core.generation import Row, Step, Transcript
 from ace_core.host import ModelHost
 from ace_core.models import ChatModel, Precision
+from ace_core.policy import OPEN, Policy
 from ace_core.scheduling.limits import Limits
 from ace_core.scheduling.line import WaitingLine
 from ace_core.scheduling.scheduler import Scheduler
@@ -50,9 +51,9 @@ def on_zero_gpu() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
-def create_host(limits: Limits | None = None) -> ModelHost:
+def create_host(limits: Limits | None = None, policy: Policy = OPEN) -> ModelHost:
     """The host for where this runs; call it before anything touches CUDA, from the thread that launches the page."""
-    return ZeroGpuHost(limits) if on_zero_gpu() else ModelHost(limits)
+    return ZeroGpuHost(limits, policy) if on_zero_gpu() else ModelHost(limits, policy)
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,10 @@ class ZeroGpuHost(ModelHost):
 
     Args:
         limits: caps; a visitor's running and waiting calls are counted together.
+        policy: what may be asked of it; long tasks never are.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, policy: Policy = OPEN) -> None:
         call: Callable[[Call], Iterator[Told]] = self.answer
         if on_zero_gpu():
             try:
@@ -112,7 +114,7 @@ class ZeroGpuHost(ModelHost):
         self._calls: list[RunStream] = []
         self._threads: list[threading.Thread] = []
         self._counting = threading.Lock()
-        super().__init__(limits)
+        super().__init__(limits, dataclasses.replace(policy, work=False))
 
     @property
     def active(self) -> int:
@@ -132,7 +134,7 @@ class ZeroGpuHost(ModelHost):
             raise EngineError(f"On ZeroGPU choose precision {' or '.join(_ON_ACCELERATORS)}.")
         super().load(name, precision="bfloat16" if precision == "auto" else precision, device="cpu", vectors=vectors)
 
-    def work(self, compute: Callable[[ChatModel, Task[Any]], Any]) -> Task[Any]:
+    def work(self, compute: Callable[[ChatModel, Task[Any]], Any], *, visitor: str | None = None) -> Task[Any]:
         """Long tasks are refused.
 
         Raises:
@@ -142,13 +144,14 @@ class ZeroGpuHost(ModelHost):
             "This Space has a GPU only for comparisons: duplicate it on a CPU or GPU of its own for fits and sweeps."
         )
 
-    def close(self) -> None:
+    def close(self, timeout: float = 30.0) -> None:
         """End all calls, which takes as long as one token."""
-        super().close()
+        deadline = time.monotonic() + timeout
+        super().close(timeout)
         with self._counting:
             threads = list(self._threads)
         for thread in threads:
-            thread.join(timeout=30)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def seconds(self, call: Call) -> int:
         """How long a call may take; a longer one is ended by Spaces, a shorter one waits less in its queue."""
@@ -171,7 +174,7 @@ class ZeroGpuHost(ModelHost):
         except EngineError as error:
             yield error
             return
-        thread = threading.Thread(target=outlet.serve, args=(self._limits,), name="gpu model", daemon=True)
+        thread = threading.Thread(target=outlet.serve, args=(self.limits,), name="gpu model", daemon=True)
         thread.start()
         try:
             yield from messages(outlet.told)
@@ -191,7 +194,7 @@ class ZeroGpuHost(ModelHost):
             self._perform(entry)
             return
         if not self.alive or self._closing:
-            raise EngineError(CLOSED)
+            raise EngineError(CLOSED, reason="closed")
         # a copy of the context tells Spaces whose request, and so whose quota, this is
         follow = contextvars.copy_context().run
         thread = threading.Thread(target=follow, args=(self._follow, entry), name="gpu call", daemon=True)
@@ -201,10 +204,10 @@ class ZeroGpuHost(ModelHost):
         thread.start()
 
     def _count_in(self, stream: RunStream) -> None:
-        if len(self._calls) >= self._limits.waiting:
+        if len(self._calls) >= self.limits.waiting:
             raise EngineError("Too many people are waiting for the model: try again in a minute.")
         mine = sum(other.visitor == stream.visitor for other in self._calls) if stream.visitor is not None else 0
-        if mine >= self._limits.visitor_running + self._limits.visitor_waiting:
+        if mine >= self.limits.visitor_running + self.limits.visitor_waiting:
             raise EngineError(f"{mine} of your runs are waiting already: stop one, or wait until one ends.")
         self._calls.append(stream)
 
@@ -241,7 +244,7 @@ class ZeroGpuHost(ModelHost):
         if transcript.running:
             stream.put(transcript.halt("cancelled"))
         if self._closing:
-            raise EngineError(CLOSED)
+            raise EngineError(CLOSED, reason="closed")
 
 
 class _Outlet(RunStream):
@@ -254,6 +257,9 @@ class _Outlet(RunStream):
     @property
     def backlog(self) -> float:
         return 0.0
+
+    def begin(self) -> None:
+        """Nobody waits for it, and the journal hears of the run from the reader's side."""
 
     def put(self, step: Step) -> None:
         if "cancelled" not in step.stop:  # whoever cancelled or failed it says so
