@@ -38,11 +38,13 @@ class LabRequest:
         parts: both classes.
         options: how.
         foreign: another tool's vectors to complete; None fits new ones.
+        maps: whether to draw a map of every block too, from one more reading of the prompts.
     """
 
     parts: LabParts
     options: LabOptions
     foreign: ImportedVectors | None = None
+    maps: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def fit_lab(model: ChatModel, task: Task[LabFit], request: LabRequest) -> LabFit
     if metadata.get("mean_difference_blocks"):
         notes.append(f"Not in the file, so filled by the mean difference: blocks {metadata['mean_difference_blocks']}.")
     name = "your fit" if request.foreign is None else f"your file ({request.foreign.format})"
-    planes, texts = _map(model, task, directions, parts, options)
+    planes, texts = _map(model, task, directions, parts, options) if request.maps else ((), ((), ()))
     return LabFit(directions, name, parts, tuple(notes), planes, *texts)
 
 

@@ -15,6 +15,7 @@ from ace_core.errors import EngineError
 from ace_core.host import ModelHost, Policy
 from ace_core.runs import Run, RunSettings
 from ace_core.ui import (
+    api,
     compare,
     directions,
     directions_wiring,
@@ -79,6 +80,7 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
     settings = recorded.settings if recorded else RunSettings(layer)
     recordings = gallery.load()
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_KEEP_UPLOADS) as page:
+        api.attach(page, host)  # first, so that no event of the page takes its names
         side = sidebar.build(host.state, settings, handlers.blocks)
         side.max_new_tokens.maximum = min(side.max_new_tokens.maximum, host.limits.tokens)
         side.max_new_tokens.value = min(settings.max_new_tokens, host.limits.tokens)
@@ -132,13 +134,15 @@ def launch(page: gr.Blocks, host: ModelHost | None = None, *, embedders: Sequenc
         embedders: other sites that may show the page in a frame.
         arguments: more for ``gr.Blocks.launch``, such as ``server_name`` and ``server_port``.
     """
+    more = arguments.pop("app_kwargs", None) or {}
+    more = {**more, "middleware": [*more.get("middleware", []), api.guarded(page)]}
     page.queue(default_concurrency_limit=8, max_size=64)
     return page.launch(
         theme=theme(),
         css=css(),
         head=f"<script>{script('page.js')}{script('share.js')}</script>",
         footer_links=["api", "gradio", "settings"],
-        app_kwargs=app_arguments(host, embedders, arguments.pop("app_kwargs", None)),
+        app_kwargs=app_arguments(host, embedders, more),
         run_history=False,
         enable_monitoring=False,
         share=False,
