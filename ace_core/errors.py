@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 from ace_core.journal import tell, whereabouts
@@ -48,4 +49,6 @@ def explained(error: BaseException, what: str, smaller: str) -> EngineError:
     tell("out of memory" if memory else "unexpected error", level=level, what=what, error=kind, at=whereabouts(error))
     if memory:
         return EngineError(f"The {what} stopped because of too little memory: use {smaller}.", reason="memory")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EngineError(f"The {what} stopped because the server's disk is full: try again later.", reason="disk")
     return EngineError(f"The {what} stopped because of an unexpected {kind}.", reason=kind)

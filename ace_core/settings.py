@@ -57,7 +57,7 @@ def _names(value: str) -> tuple[str, ...]:
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", value) or not least <= int(value) <= most:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
             raise _Unreadable(f"a whole number from {least} to {most}")
         return int(value)
 

@@ -54,11 +54,12 @@ def write_files(directions: RefusalDirections, folder: Path) -> LabFiles:
     """
     vectors = vectors_path(directions.model_id, folder)
     card, gguf = vectors.with_suffix(".card.md"), vectors.with_suffix(".gguf")
-    save_directions(directions, vectors)
     try:
+        save_directions(directions, vectors)
         card.write_text(vector_card(directions), encoding="utf-8")
-    except OSError as error:
-        raise EngineError(f"The card could not be written ({error.strerror or error}): free some space.") from None
+    except (OSError, EngineError):  # whose text names a path of the server
+        vectors.unlink(missing_ok=True)
+        raise EngineError("The files could not be written, perhaps for want of room: try again later.") from None
     block = directions.recommended_layer
     try:
         export_gguf(directions, gguf)

@@ -220,7 +220,7 @@ class SweepFolder:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise EngineError(
-                f"{self.results} can't be written ({error.strerror}): free some space, and resume."
+                f"{self.results.name} can't be written ({error.strerror}): free some space, and resume."
             ) from None
 
     def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:

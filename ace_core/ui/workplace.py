@@ -61,14 +61,17 @@ class Workplace:
         """A folder for files to take away, made at first use where the page's server may read it.
 
         Raises:
-            EngineError: once the page is gone.
+            EngineError: once the page is gone, or if there is no room on the disk.
         """
         if self._closed:
             raise EngineError("The page was closed.")
         if self._folder is None:
             parent = Path(get_upload_folder())
-            parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=self.prefix, dir=parent))
+            try:
+                parent.mkdir(parents=True, exist_ok=True)
+                self._folder = Path(tempfile.mkdtemp(prefix=self.prefix, dir=parent))
+            except OSError:
+                raise EngineError("The server has no room for files: try again later.") from None
         return self._folder
 
     def close(self) -> None:
