@@ -23,10 +23,13 @@ from ace_core.fitting.positions import Position, describe_position
 from ace_core.fitting.units import check_vectors, imported_units, variant_units
 from ace_core.fitting.variants import IMPORTED, VARIANTS, variant_named
 from ace_core.models import ChatModel
-from ace_core.prompts import Prompt, load_builtin, prompts_digest
+from ace_core.prompts import Prompt, evenly, load_builtin, prompts_digest
 from ace_core.store import load_directions, save_directions, vectors_path
 
 __all__ = ["LEAST_STOPPED", "complete_directions", "directions_for", "fit_directions"]
+
+_BUILTIN_PROMPTS = 128
+"""Of each class, as in the paper; more would keep whoever opens a large model waiting."""
 
 LEAST_STOPPED = 32
 """Prompts of each class from which a fit that is stopped early still gives directions."""
@@ -247,8 +250,8 @@ def directions_for(
     progress(message, 0.0)
     directions = fit_directions(
         model,
-        _builtin("harmful", "fit"),
-        _builtin("harmless", "fit"),
+        evenly(_builtin("harmful", "fit"), _BUILTIN_PROMPTS),
+        evenly(_builtin("harmless", "fit"), _BUILTIN_PROMPTS),
         heldout_harmful=_builtin("harmful", "validation"),
         heldout_harmless=_builtin("harmless", "validation"),
         progress=report,

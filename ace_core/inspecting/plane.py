@@ -21,7 +21,7 @@ from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.fitting.extraction import directions_for
 from ace_core.models import ChatModel, load_model
-from ace_core.prompts import load_builtin
+from ace_core.prompts import evenly, load_builtin
 
 __all__ = ["GEOMETRY", "Frame", "Plane", "build_plane", "frame", "geometry_data", "plane", "read_plane", "write_plane"]
 
@@ -29,6 +29,7 @@ GEOMETRY = Path(__file__).resolve().parents[2] / "assets" / "geometry.json"
 """The map of the default model that ships."""
 
 _MAX_BYTES = 60_000
+_SHOWN = 200  # of each class
 _DIGITS = 6
 _CLASSES = ("harmless", "harmful")
 _PLACES = ("mean_harmless", "mean_harmful", "origin", *_CLASSES)
@@ -256,7 +257,7 @@ def geometry_data(
         EngineError: if the model can't be loaded or the file can't be written.
     """
     model = load_model("embedded") if model is None else model
-    harmless, harmful = ([prompt.text for prompt in load_builtin(kind, "fit")] for kind in _CLASSES)
+    harmless, harmful = (evenly([prompt.text for prompt in load_builtin(kind, "fit")], _SHOWN) for kind in _CLASSES)
     made = build_plane(model, directions_for(model), harmless, harmful, progress=progress)
     write_plane(made, path)
     return made
