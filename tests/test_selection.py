@@ -18,6 +18,7 @@ import ace_core as ace
 from ace_core.activations import Stopped, recording
 from ace_core.answering import Answer
 from ace_core.blocks import hidden_of, with_hidden
+from ace_core.choosing import block_effects
 from ace_core.choosing import selection as selection_module
 from ace_core.choosing.block_effects import measure_blocks, shared_batches
 from ace_core.choosing.effects import STEERING_PAIRS, BlockEffects, cosmic_blocks, kl_divergence
@@ -25,6 +26,7 @@ from ace_core.choosing.layer_choice import BlockScore, Thresholds, choose_layer
 from ace_core.choosing.refusal_score import RefusalTokens, find_refusal_tokens, refusal_score, tokens_from_answers
 from ace_core.choosing.selection import Selection, select_from_effects, select_layer
 from ace_core.methods import Method
+from ace_core.sweeps.logit_map import first_logits
 
 FEW = ["llama", "gemma2", "bloom", "gpt2", "mamba", "rwkv"]
 IDS = (40, 77, 130)
@@ -308,18 +310,39 @@ def test_batches_share_prompts_only_where_the_model_can(family: str) -> None:
     assert all(len({rows[i] for i in group}) == 1 for group in groups) == model.shares_prompts
 
 
-def test_sharing_a_prompt_changes_no_number() -> None:
-    model, directions = tiny_model("llama"), tiny_directions("llama")
-    assert model.shares_prompts
-    apart = replace(model, shares_prompts=False)
-    shared, separate = (
-        measure_blocks(m, directions, NEW_HARMFUL, NEW_HARMLESS, IDS, ["ace", "ablation"], range(4))
-        for m in (model, apart)
-    )
+@pytest.mark.parametrize("batch_size", [3, 16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
+def test_computing_nothing_twice_changes_no_number(
+    family: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reused lower blocks and beginnings, a prompt read once for several rows, and every row on its own."""
+    model, directions = tiny_model(family), tiny_directions(family)
+    names = ["ace", "ablation", "addition"]
+    # every block is recorded, so those below, at and above the edited one are
+    monkeypatch.setattr(block_effects, "cosmic_blocks", lambda _: (0, 1, 2, 3))
+
+    def measured(m: ace.ChatModel) -> BlockEffects:
+        return measure_blocks(
+            m, directions, NEW_HARMFUL, NEW_HARMLESS, IDS, names, range(4), batch_size=batch_size
+        )  # fmt: skip
+
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return first_logits(*arguments, **options)
+
+    monkeypatch.setattr(block_effects, "first_logits", counted)
+    reused = measured(model)
+    assert len(calls) == 1
+    monkeypatch.setattr(block_effects, "ability", lambda _: None)
+    shared, separate = measured(model), measured(replace(model, shares_prompts=False))
+    assert len(calls) == 1
     for block in range(4):
-        for name in ("ace", "ablation"):
-            a, b = shared.effects[block][name], separate.effects[block][name]
-            assert astuple(a) == pytest.approx(astuple(b), abs=3e-4)
+        for name in names:
+            numbers = [astuple(found.effects[block][name]) for found in (reused, shared, separate)]
+            assert numbers[0] == pytest.approx(numbers[2], abs=3e-4)
+            assert numbers[1] == pytest.approx(numbers[2], abs=3e-4)
 
 
 def test_separability_is_read_from_the_validation_prompts() -> None:

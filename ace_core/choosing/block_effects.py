@@ -26,10 +26,14 @@ from ace_core.directions import RefusalDirections, separation
 from ace_core.interventions import Plan
 from ace_core.methods import Baseline, Method
 from ace_core.models import ChatModel
+from ace_core.sweeps.ability import ability
+from ace_core.sweeps.logit_map import first_logits
 
 __all__ = ["measure_blocks", "shared_batches"]
 
 Progress = Callable[[str, float | None], None]
+
+_STEERING = "Steering every block"
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,10 @@ def measure_blocks(
 ) -> BlockEffects:
     """Read every prompt without steering and under both edits of every method at every block.
 
-    Each row of a batch is one prompt under one edit at one block, so methods and blocks share forward passes (where the
-    model allows it also everything below the first edited block), and an edit that two methods share is run once. Only
-    running sums are kept, and the plain logits of harmless prompts.
+    Each row of a batch is one prompt under one edit at one block, so methods share forward passes, and an edit that two
+    methods share is run once. Where the model allows it, what lies below the edited block is computed once a prompt and
+    the beginning that prompts share once an edit, see :mod:`ace_core.sweeps.reuse`. Only running sums are kept, and the
+    plain logits of harmless prompts.
 
     Args:
         model: a loaded model.
@@ -210,6 +215,28 @@ class _Runner:
         found = [Separability(a.auroc, a.d_prime, float(agreement[b]), ratio[b]) for b, a in enumerate(apart)]
         return {kind: cell.mean() for kind, cell in sums.items()}, found
 
+    def reused(self, rows: Sequence[_Row]) -> Iterator[tuple[list[_Row], Tensor, Tensor]]:
+        """The same as :meth:`passes` at COSMIC's blocks, with nothing computed twice."""
+        every = [(kind, k) for kind, ids in self.ids.items() for k in range(len(ids))]
+        places = {key: i for i, key in enumerate(every)}
+        arms = list(dict.fromkeys(Arm(row.method, row.block) for row in rows))
+        numbers = {arm: i for i, arm in enumerate(arms)}
+        cells = {(places[row.kind, row.prompt], numbers[Arm(row.method, row.block)]): row for row in rows}
+        for found in first_logits(
+            self.model,
+            self.directions,
+            [tuple(self.ids[kind][k]) for kind, k in every],
+            arms,
+            cells=list(cells),
+            recorded=self.cosmic,
+            batch_rows=self.batch_size,
+            progress=lambda done, total: self.progress(f"{_STEERING}, {done} of {total} rows", done / total),
+            should_stop=self.cancelled,
+        ):
+            yield [cells[cell] for cell in zip(found.prompts, found.arms, strict=True)], found.logits, found.hidden
+        if self.cancelled():
+            raise Stopped("Measuring the blocks was stopped.")
+
     def steered(self, blocks: Sequence[int], pairs: Sequence[SteeringPair]) -> dict[tuple[str, Method, int], _Cell]:
         """Means by class, method and block."""
         # a dictionary drops repeats and, unlike a set, keeps the order
@@ -219,7 +246,9 @@ class _Runner:
             _Row(kind, i, edit, block) for block in blocks for kind, edit in edits for i in range(len(self.ids[kind]))
         ]
         sums: dict[tuple[str, Method, int], _Sums] = {}
-        for batch, logits, hidden in self.passes(rows, self.cosmic, "Steering every block", True):
+        sparing = ability(self.model) is not None
+        passes = self.reused(rows) if sparing else self.passes(rows, self.cosmic, _STEERING, True)
+        for batch, logits, hidden in passes:
             scores = refusal_score(logits, self.refusal_ids)
             means = hidden.double().mean(0)
             for k, row in enumerate(batch):

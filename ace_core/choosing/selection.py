@@ -1,7 +1,7 @@
 """Choosing the block to steer: measure every candidate on validation prompts, then apply the rules.
 
-Measuring every block on every prompt is what takes time. With a screen, every block is first tried on a few prompts, and
-only the best ones by the same rules are measured on all of them.
+Measuring every block on every prompt is what takes time. With a screen, every block is first tried on a few prompts,
+and only the best ones by the same rules are measured on all of them.
 """
 
 from __future__ import annotations

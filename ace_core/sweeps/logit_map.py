@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_core.activations import Progress, batches
+from ace_core.activations import Progress, batches, recording
 from ace_core.arms import Arm
 from ace_core.decoding import Decoding
 from ace_core.directions import RefusalDirections
@@ -33,11 +33,13 @@ class CellLogits:
     Args:
         prompts, arms: indices into the sequences that were given.
         logits: float32 ``(cells, vocabulary)`` on the CPU, at the last prompt position.
+        hidden: float32 ``(recorded blocks, cells, d)`` on the CPU, block outputs there, after the edit.
     """
 
     prompts: tuple[int, ...]
     arms: tuple[int, ...]
     logits: Tensor
+    hidden: Tensor
 
 
 @torch.inference_mode()
@@ -48,6 +50,7 @@ def first_logits(
     arms: Sequence[Arm],
     *,
     cells: Sequence[tuple[int, int]] | None = None,
+    recorded: Sequence[int] = (),
     batch_rows: int = 64,
     progress: Progress = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -60,6 +63,7 @@ def first_logits(
         prompts: token ids, each non-empty.
         arms: what steers; blocks are worked off in the order in which ``arms`` first names them.
         cells: pairs (prompt index, arm index); None means every prompt under every arm.
+        recorded: blocks whose outputs are wanted as well.
         batch_rows: rows a forward pass.
         progress: called with (cells done, cells in all).
         should_stop: polled between batches; once true, no further cell is computed.
@@ -69,7 +73,7 @@ def first_logits(
     """
     grid = Grid.of(model, directions, prompts, arms, cells, batch_rows, should_stop)
     known = ability(model) if grid.cells else None
-    found = _plainly(grid) if known is None else _sharing(grid, known)
+    found = _plainly(grid, recorded) if known is None else _sharing(grid, known, recorded)
     done = 0
     for chunk in found:
         done += len(chunk.prompts)
@@ -77,7 +81,7 @@ def first_logits(
         yield chunk
 
 
-def _sharing(grid: Grid, known: Ability) -> Iterator[CellLogits]:
+def _sharing(grid: Grid, known: Ability, recorded: Sequence[int]) -> Iterator[CellLogits]:
     prompts, arms, used = grid.prompts, grid.arms, grid.used
     starts = [first_edit(grid.directions, arm) for arm in arms]
     enough = _ENOUGH_ROWS if grid.model.device.type == "cpu" else grid.batch_rows
@@ -88,7 +92,7 @@ def _sharing(grid: Grid, known: Ability) -> Iterator[CellLogits]:
             if prompt in place:
                 groups.setdefault(starts[arm], []).append((prompt, arm))
         some = [prompts[p] for p in place]
-        shared = Shared(grid.model, known, grid.directions, some, list(groups), batch_rows=grid.batch_rows)
+        shared = Shared(grid.model, known, grid.directions, some, [*groups, *recorded], batch_rows=grid.batch_rows)
         for window in shared.windows(range(len(some))):
             if grid.should_stop():
                 return
@@ -104,8 +108,15 @@ def _sharing(grid: Grid, known: Ability) -> Iterator[CellLogits]:
                         beginning = shared.beginning(block, [arms[a] for a in chosen])
                     rows = [(place[p], arms[a], chosen.index(a)) for _, p, a in batch]
                     indices, steering, numbers = (list(column) for column in zip(*rows, strict=True))
-                    logits, _ = shared.read(block, steering, indices, records, beginning, numbers)
-                    yield CellLogits(tuple(p for _, p, _ in batch), tuple(a for _, _, a in batch), logits)
+                    last = _Last([length - 1 - shared.start for length, *_ in batch])
+                    with recording([grid.model.blocks[b] for b in recorded], last) as seen:
+                        logits, _ = shared.read(block, steering, indices, records, beginning, numbers)
+                    # what bypassed blocks put out means nothing
+                    hidden = [
+                        seen[k] if seen and b >= block else torch.stack([records[i].hidden[b][-1] for i in indices])
+                        for k, b in enumerate(recorded)
+                    ]
+                    yield _cells([(p, a) for _, p, a in batch], logits, hidden)
 
 
 def _batched(rows: Sequence[tuple[int, int, int]], size: int, enough: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -121,7 +132,7 @@ def _batched(rows: Sequence[tuple[int, int, int]], size: int, enough: int) -> It
         yield batch
 
 
-def _plainly(grid: Grid) -> Iterator[CellLogits]:
+def _plainly(grid: Grid, recorded: Sequence[int]) -> Iterator[CellLogits]:
     model = grid.model
     size = grid.batch_rows if model.batched else 1
     for members in batches([len(grid.prompts[p]) for p, _ in grid.cells], model.recurrent, size):
@@ -131,6 +142,22 @@ def _plainly(grid: Grid) -> Iterator[CellLogits]:
         rows = [grid.prompts[p] for p, _ in chosen]
         decoding = Decoding(model.network, rows, model.pad_id, model.device)
         plan = Plan(grid.directions, [grid.arms[a] for _, a in chosen], [len(row) for row in rows], read=False)
-        with plan.applied(model.blocks, decoding.positions):
+        with plan.applied(model.blocks, decoding.positions), recording([model.blocks[b] for b in recorded]) as seen:
             logits = decoding.prefill().float().cpu()
-        yield CellLogits(tuple(p for p, _ in chosen), tuple(a for _, a in chosen), logits)
+        yield _cells(chosen, logits, seen)
+
+
+class _Last:
+    """Picks each row's last real column out of a batch ``(B, S, d)`` padded on the right, or the only one."""
+
+    def __init__(self, columns: Sequence[int]) -> None:
+        self._columns = torch.tensor(list(columns))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        column = self._columns.clamp(max=hidden.shape[1] - 1).to(hidden.device)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), column]
+
+
+def _cells(cells: Sequence[tuple[int, int]], logits: Tensor, hidden: Sequence[Tensor]) -> CellLogits:
+    kept = torch.stack([h.float().cpu() for h in hidden]) if hidden else torch.empty(0, len(cells), 0)
+    return CellLogits(tuple(p for p, _ in cells), tuple(a for _, a in cells), logits, kept)
