@@ -31,16 +31,18 @@ from ace_core.models import ChatModel
 from ace_core.prompts import load_builtin
 from ace_core.scoring import verdict
 from ace_core.store import save_directions
+from ace_core.sweeps.figures import sweep_figures
 from ace_core.sweeps.judge import Judgement
 from ace_core.sweeps.parts import finish, merge, part_of_launch
 from ace_core.sweeps.plan import Cell, Condition, Place, SweepPlan, SweepPrompt, coarse_to_fine
 from ace_core.sweeps.presets import PRESETS, preset_plan, sweep_prompts
 from ace_core.sweeps.records import SweepFolder, differences, manifest_of, read_records, vectors_digest
-from ace_core.sweeps.report import read_sweep, sweep_figures, sweep_tables, write_report
+from ace_core.sweeps.report import read_sweep, write_report
 from ace_core.sweeps.rereading import answer_kl, answer_perplexity
 from ace_core.sweeps.runner import run_sweep
 from ace_core.sweeps.scorers import PhraseScorer, Work
 from ace_core.sweeps.summary import SweepSummary
+from ace_core.sweeps.tables import sweep_tables
 from families import save_tiny
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -253,7 +253,7 @@ def _show(summary: SweepSummary, written: list[Path], as_json: bool) -> None:
         print_json({"event": "done", "headline": data["headline"], "cells": summary.count,
                     "total": len(summary.plan.cells), "files": [str(path) for path in written]})  # fmt: skip
         return
-    from ace_core.sweeps.report import sweep_tables
+    from ace_core.sweeps.tables import sweep_tables
 
     for table in sweep_tables(summary):
         typer.echo(f"\n{table.title}")

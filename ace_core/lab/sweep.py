@@ -16,12 +16,14 @@ from ace_core.errors import EngineError
 from ace_core.methods import METHODS
 from ace_core.models import ChatModel
 from ace_core.prompts import load_builtin
+from ace_core.sweeps.figures import Picture, sweep_figures
 from ace_core.sweeps.plan import SweepPlan
 from ace_core.sweeps.presets import PRESETS, preset_plan, sweep_prompts
 from ace_core.sweeps.records import Record, SweepFolder
-from ace_core.sweeps.report import Picture, Table, read_sweep, sweep_figures, sweep_tables, write_report
+from ace_core.sweeps.report import read_sweep, write_report
 from ace_core.sweeps.runner import run_sweep
 from ace_core.sweeps.summary import SweepSummary
+from ace_core.sweeps.tables import Table, sweep_tables
 from ace_core.tasks import Task
 
 __all__ = [

@@ -1,47 +1,25 @@
-"""A sweep's tables and figures, and one HTML file that holds them all."""
+"""A sweep's files: tables, and one HTML file that holds them and the figures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly
 
 from ace_core.errors import EngineError
-from ace_core.plots.style import Figure
-from ace_core.plots.sweeps import Band, GapBar, MapPanel, alpha_curves, gap_bars, layer_maps
-from ace_core.sweeps.plan import KINDS, Place, SweepPlan
+from ace_core.sweeps.figures import sweep_figures
+from ace_core.sweeps.plan import SweepPlan
 from ace_core.sweeps.records import SweepFolder, write_whole
-from ace_core.sweeps.summary import ConditionRow, SweepSummary, mean_map, steered_curve, title_of, unsteered
+from ace_core.sweeps.summary import SweepSummary
+from ace_core.sweeps.tables import sweep_tables
 
-__all__ = ["Picture", "Table", "read_sweep", "sweep_figures", "sweep_tables", "write_report"]
+__all__ = ["read_sweep", "write_report"]
 
-_FEW_PLACES = 3
 _EXAMPLES, _EXAMPLE_CHARACTERS = 3, 400
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with a title and what it shows."""
-
-    title: str
-    caption: str
-    figure: Figure
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text with a title and what it shows."""
-
-    title: str
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def read_sweep(path: Path | str) -> tuple[SweepSummary, dict[str, Any]]:
@@ -55,125 +33,6 @@ def read_sweep(path: Path | str) -> tuple[SweepSummary, dict[str, Any]]:
     if manifest is None or "plan" not in manifest:
         raise EngineError(f"There is no sweep in {path}: check the folder.")
     return SweepSummary(SweepPlan.from_json(manifest["plan"]), folder.records()), manifest
-
-
-def sweep_figures(summary: SweepSummary, gaps: bool = True) -> list[Picture]:
-    """Figures of a sweep, finished or not: curves, a map where there are many places, gaps.
-
-    Args:
-        summary: of the sweep.
-        gaps: also draw the gaps, whose intervals take seconds where there are many places.
-    """
-    plan, alphas = summary.plan, np.array(summary.plan.alphas)
-    told = {
-        "logit": "the mean probability of a refusal token at the last prompt position",
-        "phrase": "the share of answers that open with a refusal",
-        "judge": "the share of answers that the judge calls a refusal",
-    }[summary.scorer]
-    out: list[Picture] = []
-    if summary.scaled and len(plan.places) <= _FEW_PLACES:
-        out += [_curves(summary, place, alphas, told) for place in plan.places]
-    if summary.scaled and len(plan.places) > 1:
-        for method in summary.scaled:
-            panels = [MapPanel(f"{kind} prompts", mean_map(summary, method, kind)) for kind in KINDS]
-            figure = layer_maps(alphas, [place.key for place in plan.places], panels, f"map {method}")
-            out.append(Picture(f"{title_of(method)} at every layer", f"Colour is {told}.", figure))
-    if gaps and summary.scaled and plan.alphas:
-        several = len(plan.places) > 1
-        bars = [
-            GapBar(
-                gap.method,
-                f"{title_of(gap.method)}, block {gap.place}" if several else title_of(gap.method),
-                gap.gap.value,
-                gap.gap.low,
-                gap.gap.high,
-            )
-            for gap in _fewest(summary)
-        ]
-        caption = (
-            "How differently a method treats harmful and harmless prompts, ∫ |harmful − harmless| dα over all "
-            "coefficients; 0 is control that does not depend on the prompt. Whiskers are 95 % bootstrap intervals over "
-            "prompts."
-        )
-        out.append(Picture("Standardisation gap", caption, gap_bars(bars, "gaps")))
-    return out
-
-
-def _fewest(summary: SweepSummary) -> list[Any]:
-    """Gaps to draw: of many places each method's three smallest."""
-    if len(summary.plan.places) <= _FEW_PLACES:
-        return list(summary.gaps)
-    ranked = sorted((g for g in summary.gaps if np.isfinite(g.gap.value)), key=lambda g: g.gap.value)
-    return [gap for method in summary.scaled for gap in [g for g in ranked if g.method == method][:_FEW_PLACES]]
-
-
-def _curves(summary: SweepSummary, place: Place, alphas: np.ndarray, told: str) -> Picture:
-    bands = []
-    for method in summary.scaled:
-        for kind in KINDS:
-            points = steered_curve(summary, method, place, kind)
-            rate, low, high = (np.array([getattr(p, name) for p in points]) for name in ("value", "low", "high"))
-            bands.append(Band(method, title_of(method), kind, rate, low, high))
-    plain = {kind: unsteered(summary, kind) for kind in KINDS}
-    levels = {kind: found["baseline"].value for kind, found in plain.items() if "baseline" in found}
-    caption = (
-        f"Refusal is {told}, with 95 % intervals. Filled markers are harmful prompts, open ones harmless; the area "
-        "between the two lines is the standardisation gap. Grey lines are the unsteered model."
-    )
-    figure = alpha_curves(alphas, bands, levels, f"curves {place.key}")
-    return Picture(f"Refusal against the coefficient, block {place.key}", caption, figure)
-
-
-def sweep_tables(summary: SweepSummary) -> list[Table]:
-    """Tables of a sweep, numbers rounded for reading."""
-    out = [
-        Table(
-            "Standardisation gaps",
-            "95 % bootstrap intervals over prompts; the difference is taken on the same resampled prompts.",
-            ("method", "block", "gap", "from", "to", "addition's minus this", "from", "to", "incoherent"),
-            tuple(
-                (
-                    title_of(g.method),
-                    g.place,
-                    *_three(g.gap),
-                    *(_three(g.beyond) if g.beyond is not None else ("", "", "")),
-                    _share(g.incoherent),
-                )
-                for g in summary.gaps
-            ),
-        ),
-        Table(
-            "All conditions",
-            "Refused with 95 % intervals (Wilson, or a bootstrap over prompts where several answers were drawn). KL is "
-            "a token's on harmless prompts, nats; perplexity is the answers' median under the unsteered model.",
-            ("condition", "α", "block", "prompts", "cells", "unscored", "refused", "from", "to", "answered",
-             "incoherent", "refusal score", "KL", "first KL", "perplexity", "tokens"),
-            tuple(_condition(row) for row in summary.rows),
-        ),
-        Table(
-            "At equal side effects",
-            "The most each method does for at most so much KL on harmless prompts: harmful prompts answered, harmless "
-            "prompts refused.",
-            ("method", "block", "KL at most", "harmful answered", "harmless refused"),
-            tuple(
-                (title_of(r.method), r.place, f"{r.budget:g}", _share(r.bypass), _share(r.induce))
-                for r in summary.equal_kl
-            ),
-        ),
-        Table(
-            "Prompts steered the wrong way",
-            "Share of prompts whose refusal falls as the coefficient rises (arXiv 2407.12404), Wilson's intervals.",
-            ("method", "block", "prompts", "share", "from", "to"),
-            tuple((title_of(w.method), w.place, w.kind, *_three(w.share)) for w in summary.wrong_way),
-        ),
-        Table(
-            "Agreement of scorers",
-            "Cohen's κ on whether a cell refuses: 1 is full agreement, 0 what chance gives.",
-            ("scorers", "κ", "cells"),
-            tuple((f"{a.first} and {a.second}", _two(a.kappa), str(a.cells)) for a in summary.agreement),
-        ),
-    ]  # fmt: skip
-    return [table for table in out if table.rows]
 
 
 def write_report(path: Path | str) -> list[Path]:
@@ -209,37 +68,6 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
         else:
             out[key] = value
     return out
-
-
-def _condition(row: ConditionRow) -> tuple[str, ...]:
-    return (
-        title_of(row.method),
-        "" if row.alpha is None else f"{row.alpha:g}",
-        row.place or "",
-        row.kind,
-        str(row.cells),
-        str(row.unscored),
-        *_three(row.refused),
-        _share(row.answered),
-        _share(row.incoherent),
-        _two(row.refusal_score),
-        _two(row.kl),
-        _two(row.first_kl),
-        _two(row.perplexity),
-        _two(row.length),
-    )
-
-
-def _three(estimate: Any) -> tuple[str, str, str]:
-    return _two(estimate.value), _two(estimate.low), _two(estimate.high)
-
-
-def _two(value: float | None) -> str:
-    return "" if value is None or not np.isfinite(value) else f"{value:.2f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None or not np.isfinite(value) else f"{value:.0%}"
 
 
 _STYLE = """

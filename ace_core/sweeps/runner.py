@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
-
-from torch import Tensor
 
 from ace_core.activations import Stopped, TimeLeft
-from ace_core.choosing.refusal_score import find_refusal_tokens
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.models import ChatModel
-from ace_core.prompts import evenly, load_builtin
 from ace_core.sampling import Sampling
 from ace_core.sweeps.answers import CellAnswer, answers
 from ace_core.sweeps.judge import Judge, JudgeScorer
@@ -22,11 +17,11 @@ from ace_core.sweeps.logit_map import first_logits
 from ace_core.sweeps.plan import SYSTEM_PROMPTS, Cell, Condition, SweepPlan
 from ace_core.sweeps.records import Record, SweepFolder, manifest_of
 from ace_core.sweeps.scorers import LogitScorer, PerplexityScorer, PhraseScorer, Scorer, Scores, TokenKL, Work
+from ace_core.sweeps.unsteered import Unsteered, encoded, refusal_tokens
 
 __all__ = ["SweepEvent", "run_sweep"]
 
 _LOGIT_SCORES = ("refusal_score", "first_kl")
-_TOKEN_PROMPTS = 24
 _KEPT = 32
 """Finished answers that wait for each other to be scored together; what a killed sweep does again at most, besides
 the answers that were being generated."""
@@ -95,7 +90,8 @@ def run_sweep(
     run.done, run.finished = {record["cell"] for record in done}, len(done)
     yield run.event("Resuming" if before else "Starting")
     try:
-        tokens = before["refusal_tokens"] if before and "refusal_tokens" in before else run.refusal_tokens()
+        known = before.get("refusal_tokens") if before else None
+        tokens = known or refusal_tokens(model, plan, batch_rows, should_stop)
     except Stopped:
         return
     with folder.open({**manifest, "refusal_tokens": tokens}):
@@ -118,34 +114,18 @@ class _Run:
         self.batch_rows, self.should_stop = batch_rows, should_stop
         self.vocabulary = int(model.network.config.get_text_config().vocab_size)
         self.logit_scorer: LogitScorer | None = None
-        self.plain_logits: dict[int, Tensor] = {}
-        self.plain_answers: dict[int, CellAnswer] = {}
+        self.plain = Unsteered({}, {})
         self.first: dict[tuple[int, str], Scores] = {}
         self.scorers: list[Scorer] = []
         self.done: set[str] = set()
         self.finished, self.total = 0, len(plan.cells)
         self.systems = ["", *(SYSTEM_PROMPTS if plan.system_prompts else ())]
         self.rows = [
-            _encode(model, prompt.text, SYSTEM_PROMPTS.get(s)) for s in self.systems for prompt in plan.prompts
+            encoded(model, prompt.text, SYSTEM_PROMPTS.get(s)) for s in self.systems for prompt in plan.prompts
         ]
 
     def event(self, message: str, seconds: float | None = None, records: Sequence[Record] = ()) -> SweepEvent:
         return SweepEvent(message, self.finished, self.total, seconds, tuple(records))
-
-    def refusal_tokens(self) -> dict[str, Any]:
-        """Tokens that open refusals, as the manifest holds them."""
-        if "logit" not in self.plan.scorers:
-            return {"ids": [], "note": "No refusal scores were asked for."}
-        if self.plan.refusal_ids is not None:
-            return {"ids": list(self.plan.refusal_ids), "note": "Refusal tokens were given."}
-        sets = [
-            evenly([p.text for p in load_builtin(kind, "validation")], _TOKEN_PROMPTS)
-            for kind in ("harmful", "harmless")
-        ]
-        found = find_refusal_tokens(
-            self.model, *sets, max_new_tokens=16, batch_size=self.batch_rows, cancelled=self.should_stop
-        )
-        return {"ids": list(found.ids), "texts": list(found.texts), "note": found.note}
 
     def cells(
         self, folder: SweepFolder, refusal_ids: tuple[int, ...], before: Sequence[Record]
@@ -175,13 +155,12 @@ class _Run:
 
     def _prepare(self, refusal_ids: tuple[int, ...], before: Sequence[Record]) -> None:
         """What is computed once for the whole sweep: the unsteered model's logits and answers."""
+        rows = self.rows[: len(self.plan.prompts)]
+        self.plain = Unsteered.of(self.model, self.directions, self.plan, rows, self.batch_rows, self.should_stop)
         if "logit" in self.plan.scorers:
-            self.plain_logits = self._plain_logits()
-            self.logit_scorer = LogitScorer(refusal_ids, self.plain_logits)
+            self.logit_scorer = LogitScorer(refusal_ids, self.plain.logits)
             # several answers of one condition share what is read before the first token
             self.first = {(r["prompt"], r["condition"]): {name: r[name] for name in _LOGIT_SCORES} for r in before}
-        if "kl" in self.plan.scorers:
-            self.plain_answers = self._plain_answers()
         self.scorers = self._scorers()
 
     def _portions(self, cells: Sequence[Cell]) -> Iterator[list[Cell]]:
@@ -217,7 +196,7 @@ class _Run:
             return
         unread = [pair for pair, cell in by_pair.items() if (cell.prompt, cell.condition.key) not in self.first]
         plain = [pair for pair in unread if by_pair[pair].condition.method == "baseline"]
-        known = (([pair], self.plain_logits[by_pair[pair].prompt].unsqueeze(0)) for pair in plain)
+        known = (([pair], self.plain.logits[by_pair[pair].prompt].unsqueeze(0)) for pair in plain)
         steered = [pair for pair in unread if by_pair[pair].condition.method != "baseline"]
         read = first_logits(
             self.model, self.directions, self.rows, [condition.arm for condition in arms], cells=steered,
@@ -241,10 +220,10 @@ class _Run:
             known = [
                 p
                 for p in pairs
-                if by_pair[p].condition.method == "baseline" and by_pair[p].prompt in self.plain_answers
+                if by_pair[p].condition.method == "baseline" and by_pair[p].prompt in self.plain.answers
             ]
             for pair in known:
-                found = self.plain_answers[by_pair[pair].prompt]
+                found = self.plain.answers[by_pair[pair].prompt]
                 yield CellAnswer(pair[0], pair[1], found.ids, found.text, found.stop)
             pairs = [pair for pair in pairs if pair not in set(known)]
         if pairs:
@@ -266,27 +245,6 @@ class _Run:
         scores = self.first.get((cell.prompt, cell.condition.key), {})
         return Work(cell, prompt.kind, prompt.text, self.rows[self._row(cell)], scores=dict(scores))
 
-    def _plain_logits(self) -> dict[int, Tensor]:
-        count = len(self.plan.prompts)
-        out: dict[int, Tensor] = {}
-        for chunk in first_logits(
-            self.model, self.directions, self.rows[:count], [Condition("baseline").arm], batch_rows=self.batch_rows,
-            should_stop=self.should_stop,
-        ):  # fmt: skip
-            for number, prompt in enumerate(chunk.prompts):
-                out[prompt] = chunk.logits[number]
-        return out
-
-    def _plain_answers(self) -> dict[int, CellAnswer]:
-        """Unsteered answers to harmless prompts, along which KL is measured: greedy, whatever the plan's sampling."""
-        harmless = [i for i, prompt in enumerate(self.plan.prompts) if prompt.kind == "harmless"]
-        sampling = Sampling(max_new_tokens=self.plan.tokens)
-        found = answers(
-            self.model, self.directions, [self.rows[i] for i in harmless], [Condition("baseline").arm], sampling,
-            batch_rows=self.batch_rows, should_stop=self.should_stop,
-        )  # fmt: skip
-        return {harmless[answer.prompt]: answer for answer in found}
-
     def _scorers(self) -> list[Scorer]:
         """Scorers of finished answers; a later one may use what an earlier one said."""
         prompts, names = self.rows[: len(self.plan.prompts)], self.plan.scorers
@@ -296,7 +254,7 @@ class _Run:
         if "phrase" in names:
             out.append(PhraseScorer(self.vocabulary))
         if "kl" in names:
-            ids = {prompt: answer.ids for prompt, answer in self.plain_answers.items()}
+            ids = {prompt: answer.ids for prompt, answer in self.plain.answers.items()}
             out.append(TokenKL(self.model, self.directions, prompts, ids))
         if self.judge is not None:
             out.append(JudgeScorer(self.judge))
@@ -317,15 +275,3 @@ class _Run:
             **({"text": work.text, "stop": work.stop} if self.plan.tokens else {}),
             **work.scores,
         }
-
-
-def _encode(model: ChatModel, prompt: str, system: str | None) -> tuple[int, ...]:
-    """Token ids; a template that takes no system turn gets the system prompt before the request."""
-    try:
-        return model.encode(prompt, system)
-    except EngineError:
-        raise
-    except Exception:
-        if system is None:
-            raise
-        return model.encode(f"{system}\n\n{prompt}")
