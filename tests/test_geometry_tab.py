@@ -100,8 +100,10 @@ def said(page: Page) -> Locator:
 
 def shown(page: Page) -> np.ndarray:
     """Positions of all prompts after the edit as the page has them, ``(n, 2)``, harmless ones first."""
-    found = tab(page).locator(".ace-geo-cloud path").evaluate_all("all => all.map(({dataset: d}) => [d.x, d.y])")
-    return np.array(found, np.float64)
+    cloud = tab(page).locator(".ace-geo-cloud")
+    found = cloud.locator("path").evaluate_all("all => all.map(({dataset: d}) => [d.x, d.y])")
+    add = float(cloud.get_attribute("data-add") or "nan")
+    return np.array(found, np.float64) + np.array([add, 0.0])
 
 
 def engine(plane: Plane, method: Method) -> np.ndarray:
@@ -177,7 +179,8 @@ def test_marks_are_drawn_where_the_numbers_say(page: Page, plane: Plane) -> None
     pick(page, "addition", alpha=0.5)
     middles = """all => all.map((mark) => {
         const box = mark.getBoundingClientRect();
-        return [box.x + box.width / 2, Number(mark.dataset.x)];
+        const add = Number(mark.closest('.ace-geo-cloud')?.dataset.add ?? 0);
+        return [box.x + box.width / 2, Number(mark.dataset.x) + add];
     })"""
     means = tab(page).locator(".ace-geo-mean").evaluate_all(middles)
     (left, low), (right, high) = means

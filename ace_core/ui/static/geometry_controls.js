@@ -8,7 +8,7 @@ function update(glide = false) {
     for (const radio of root.querySelectorAll('[data-group=reference] input')) radio.disabled = state.method !== 'ace';
     if (parts) {
         root.classList.toggle('ace-geo-gliding', glide);
-        points.forEach((point, index) => place(parts.points[index], moved(edit, point.x), point.y));
+        slide(edit);
         place(parts.handle, state.probe.x, state.probe.y);
         place(parts.after, moved(edit, state.probe.x), state.probe.y);
         const [from, to, height] = [px(state.probe.x), px(moved(edit, state.probe.x)), py(state.probe.y)];

@@ -71,6 +71,7 @@ function build() {
     }
     parts.target = draw(svg, 'line', { class: 'ace-geo-target', y1: margin.top, y2: size.height - margin.bottom });
     const cloud = draw(svg, 'g', { class: 'ace-geo-cloud' });
+    parts.cloud = cloud;
     parts.points = points.map(({ kind }, index) =>
         draw(cloud, 'path', { d: shapes[kind], class: 'ace-geo-point', 'data-class': kind, 'data-index': index }));
     cloud.addEventListener('pointerover', (event) => explain(event.target));
@@ -101,6 +102,16 @@ function build() {
     if (focused) parts.handle.focus({ preventScroll: true });
 }
 
+// What is put back is the same for every prompt, so the coefficient moves one group and not every mark in it.
+function slide(edit) {
+    if (parts.removed !== edit.remove) {
+        parts.removed = edit.remove;
+        points.forEach((point, index) => place(parts.points[index], point.x - edit.remove * point.x, point.y));
+    }
+    parts.cloud.style.transform = `translate(${(px(edit.add) - px(0)).toFixed(2)}px, 0px)`;
+    parts.cloud.dataset.add = String(edit.add);
+}
+
 // The class gap, and how far the coefficient goes, as lengths below the map.
 function lane(edit) {
     const y = size.height - margin.bottom + 12;
@@ -125,6 +136,6 @@ function explain(node) {
     const point = points[Number(node.dataset.index)];
     if (!point) return;
     const title = node.querySelector('title') || draw(node, 'title');
-    const [before, after] = [point.x, Number(node.dataset.x)].map((x) => gaps(coordinate(x)));
+    const [before, after] = [point.x, moved(chosen(), point.x)].map((x) => gaps(coordinate(x)));
     title.textContent = `a ${point.kind} prompt: coordinate ${before} before, ${after} after`;
 }
