@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import HARMFUL, HARMLESS, tiny_directions, tiny_model
@@ -33,7 +34,7 @@ from ace_core.scoring import verdict
 from ace_core.store import save_directions
 from ace_core.sweeps.figures import sweep_figures
 from ace_core.sweeps.judge import Judgement
-from ace_core.sweeps.parts import finish, merge, part_of_launch
+from ace_core.sweeps.parts import finish, lone_launch, merge, part_of_launch
 from ace_core.sweeps.plan import Cell, Condition, Place, SweepPlan, SweepPrompt, coarse_to_fine
 from ace_core.sweeps.presets import PRESETS, preset_plan, sweep_prompts
 from ace_core.sweeps.records import SweepFolder, differences, manifest_of, read_records, vectors_digest
@@ -459,11 +460,19 @@ def test_the_launcher_says_which_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert part_of_launch() == (0, 1)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert part_of_launch() == (1, 2)
+    assert part_of_launch() == (1, 2) and not lone_launch()
     for rank in ("2", "x"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(EngineError, match="accelerate launch"):
             part_of_launch()
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert part_of_launch() == (0, 1) and lone_launch()
+    monkeypatch.setenv("PMI_RANK", "2")
+    monkeypatch.setenv("PMI_SIZE", "3")
+    assert part_of_launch() == (2, 3) and not lone_launch()
 
 
 @pytest.fixture(scope="module")
@@ -542,25 +551,43 @@ def test_killed_at_random_moments_nothing_is_lost_or_done_twice(
     assert tables[0]["gaps"] == tables[1]["gaps"]
 
 
+def launched(saved: dict[str, str], out: Path, *more: str) -> list[str]:
+    """The same command in two processes. On CPUs ``--multi_gpu`` is what makes accelerate start several."""
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+    return [sys.executable, *launcher, *command(saved, out, *more)[2:]]
+
+
 @pytest.mark.slow
 def test_launched_processes_one_killed_then_resumed(saved: dict[str, str], undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "shared"
-    processes = [
-        subprocess.Popen(
-            command(saved, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    launcher = subprocess.Popen(
+        launched(saved, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     own = out / "results.part1.jsonl"
-    while processes[1].poll() is None and not (own.exists() and own.read_bytes().count(b"\n")):
-        time.sleep(0.01)
-    processes[1].kill()
-    assert [process.wait(timeout=120) for process in processes] == [0, -signal.SIGKILL]
-    assert not (out / "report.html").exists()
-    again = called(*command(saved, out, "--resume"), RANK="1", WORLD_SIZE="2")
+    try:
+        while launcher.poll() is None and not (own.exists() and own.read_bytes().count(b"\n")):
+            time.sleep(0.01)
+        ranks = {child.environ().get("RANK"): child for child in psutil.Process(launcher.pid).children()}
+        assert ranks.keys() == {"0", "1"}
+        ranks["1"].kill()
+        assert launcher.wait(timeout=300) != 0
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            launcher.wait()
+    total = len(read_records(undisturbed / "results.jsonl"))
+    kept = [read_records(out / f"results.part{rank}.jsonl") for rank in range(2)]
+    assert 0 < len(kept[1]) < total / 2 and not (out / "report.html").exists()
+    again = called(*launched(saved, out, "--resume"))
     assert again.returncode == 0, again.stderr
+    parts = [read_records(out / f"results.part{rank}.jsonl") for rank in range(2)]
+    for before, after in zip(kept, parts, strict=True):
+        assert after[: len(before)] == before and len(after) == total / 2  # nothing lost, nothing done twice
     same(read_records(out / "results.jsonl"), read_records(undisturbed / "results.jsonl"))
+    tables = [json.loads((folder / "summary.json").read_text("utf-8")) for folder in (undisturbed, out)]
+    assert [r["refused"] for r in tables[0]["rows"]] == [r["refused"] for r in tables[1]["rows"]]
+    assert tables[0]["gaps"] == tables[1]["gaps"]
     assert (out / "report.html").exists()
 
 

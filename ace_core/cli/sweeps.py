@@ -83,7 +83,7 @@ def sweep(
 ) -> None:
     """Run every prompt under every method, coefficient and layer, score the answers, and write a report."""
     from ace_core.fitting.extraction import directions_for
-    from ace_core.sweeps.parts import device_of_part, finish, part_of_launch
+    from ace_core.sweeps.parts import device_of_part, finish, lone_launch, part_of_launch
     from ace_core.sweeps.presets import PRESETS, preset_plan
     from ace_core.sweeps.records import SweepFolder
     from ace_core.sweeps.runner import run_sweep
@@ -107,6 +107,8 @@ def sweep(
         changes["system_prompts"] = False
     chosen = _prompts(harmful, harmless, column, part, seed, prompts or PRESETS[preset].prompts)
     index, count = part_of_launch()
+    if lone_launch():
+        say("accelerate launch --cpu starts one process unless MPI is there: give --multi_gpu instead, on CPUs as well")
     folder = SweepFolder(out, (index, count))
     loaded = load(model, precision, device_of_part(device, index, count), device_map)
     directions = directions_for(loaded, say, vectors=vectors)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ace_core.errors import EngineError
@@ -15,7 +16,13 @@ from ace_core.sweeps.records import SweepFolder, write_whole
 from ace_core.sweeps.report import read_sweep, write_report
 from ace_core.sweeps.summary import SweepSummary
 
-__all__ = ["device_of_part", "finish", "merge", "part_of_launch"]
+__all__ = ["device_of_part", "finish", "lone_launch", "merge", "part_of_launch"]
+
+_INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_LOCAL = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
+"""What torch's launcher and the MPI libraries call a process's number, how many there are, and its number on its host;
+accelerate uses either."""
 
 
 def part_of_launch() -> tuple[int, int]:
@@ -25,12 +32,17 @@ def part_of_launch() -> tuple[int, int]:
         EngineError: if it says nonsense.
     """
     try:
-        index, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        index, count = int(_told(_INDEX, "0")), int(_told(_COUNT, "1"))
     except ValueError:
         index, count = -1, 0
     if not 0 <= index < count:
         raise EngineError("RANK and WORLD_SIZE don't fit: start the processes with accelerate launch.")
     return index, count
+
+
+def lone_launch() -> bool:
+    """Whether ``accelerate launch --cpu --num_processes N`` started this process alone, as it does without MPI."""
+    return "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and not _told(_INDEX, "")
 
 
 def device_of_part(device: str, index: int, count: int) -> str:
@@ -39,8 +51,12 @@ def device_of_part(device: str, index: int, count: int) -> str:
 
     if count == 1 or device not in ("auto", "cuda") or not torch.cuda.is_available():
         return device
-    local = int(os.environ.get("LOCAL_RANK", index))
+    local = int(_told(_LOCAL, str(index)))
     return f"cuda:{local % torch.cuda.device_count()}"
+
+
+def _told(names: Sequence[str], otherwise: str) -> str:
+    return next((os.environ[name] for name in names if name in os.environ), otherwise)
 
 
 def merge(folder: SweepFolder) -> bool:
