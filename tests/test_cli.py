@@ -240,6 +240,22 @@ def test_inspect_shows_blocks_and_achieved_coordinates(
     assert status == 0 and "class gap" in text and "+0.5000" in text
 
 
+def test_inspect_shows_two_directions_side_by_side(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "instruction.safetensors"
+    inside(capsys, "extract", *options(tiny, "--position", "instruction", "--out", str(other)))
+    short = ["--vectors", tiny["vectors"], "--limit", "1", "--block", "2", "--coefficient", "0"]
+    status, text, _ = inside(capsys, "inspect", *options(tiny, *short, "--against", str(other), "--json"))
+    found = [json.loads(line)["against"] for line in text.splitlines()[:4]]
+    one, two = (load_directions(path).unit for path in (tiny["vectors"], other))
+    assert status == 0 and found == pytest.approx((one * two).sum(-1).tolist(), abs=1e-5) and max(found) < 0.999
+    status, text, _ = inside(capsys, "inspect", *options(tiny, *short, "--against", str(other)))
+    assert status == 0 and "cosine with instruction.safetensors" in text
+    status, text, said = inside(capsys, "inspect", *options(tiny, *short, "--against", "none.safetensors"))
+    assert (status, text) == (2, "") and "no vectors file" in said
+
+
 def test_export_writes_vector_and_card_and_says_what_it_cannot_carry(
     tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,46 @@ def test_a_run_starts_from_the_reference_that_was_set(host: ModelHost) -> None:
     np.testing.assert_allclose(run("harmless", 1.0, ["ace"]).arms[0].after[1], 1.0, atol=1e-4)
 
 
+def test_a_third_set_gives_a_point_to_start_from(host: ModelHost) -> None:
+    third = lab.LabSet(tuple(Prompt(f"What colour is thing {i}?") for i in range(60)), "made here", "CC0")
+    fit = fitted(host, replace(request(), reference=third))
+    assert fit.directions.metadata["reference_count"] == "40", "no more than the limit"
+    assert "mean of 40 prompts of the third set" in " ".join(fit.notes)
+    assert fitted(host, request()).directions.mean_reference is None
+    stream = host.compare("Go on", RunSettings(1, reference="third"), [ace.ACE(0.25, "third")], fit.directions)
+    axis = fit.directions.axis(1)
+    assert axis.third is not None
+    target = (axis.third - axis.low) / (axis.high - axis.low) + 0.25
+    assert abs(target - 0.25) > 0.01, "otherwise it would not differ from the harmless mean"
+    for step in stream:
+        np.testing.assert_allclose(step.after[0][1], target, atol=1e-3)
+    assert lab.builtin_set(lab.REFERENCE).prompts != lab.builtin_set("harmless").prompts
+    assert lab.hub_names(lab.REFERENCE) and "advbench" not in lab.hub_names(lab.REFERENCE)
+
+
+def test_two_directions_side_by_side(host: ModelHost) -> None:
+    """The last instruction token against the last template token, and everything that is written is only text."""
+    ends = [fitted(host, request(position=position)).directions for position in ("instruction", "last")]
+    found = lab.beside(*ends, ("<b>mine</b> ${x}", "the model's own"))
+    units = [d.direction_of_means.double() / d.direction_of_means.double().norm(dim=-1, keepdim=True) for d in ends]
+    np.testing.assert_allclose(found.cosines, (units[0] * units[1]).sum(-1).numpy(), atol=1e-5)
+    assert np.abs(found.cosines).max() < 0.999, "different positions"
+    np.testing.assert_allclose(lab.beside(ends[0], ends[0], ("a", "b")).cosines, 1, atol=1e-5)
+    assert "instruction" in found.words[0] and "instruction" not in found.words[1]
+    page = show.beside_words(found, "<i>kept</i>") + show.beside(found)
+    assert "<b>" not in page and "<i>" not in page and "${" not in show.beside_words(found, "")
+    go.Figure(painted(json.loads(show.beside(found))))
+    assert "two different directions" in show.beside(None)
+
+
+def test_kept_directions_go_with_their_model(host: ModelHost) -> None:
+    bench, own, state = Bench(), tiny_directions("llama"), host.state
+    bench.kept = (own, "kept", state.info)
+    assert not bench.current(state) and bench.kept is not None
+    bench.current(HostState())
+    assert bench.kept is None
+
+
 def test_a_choice_for_another_method_needs_no_new_tokens(host: ModelHost, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = fitted(host, request())
     first = host.work(lambda model, task: lab.choose_block(model, task, fit, "ace")).result(120)

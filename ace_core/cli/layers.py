@@ -126,6 +126,13 @@ def inspect(
     coefficient: Annotated[
         list[float] | None, typer.Option(help="Coefficient of ACE; repeat for several; default: -0.5 to 1.5.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="A second vectors file of the same model: show the cosine of both directions at every block, for "
+            "example of two positions or two languages."
+        ),
+    ] = None,
     batch_size: BatchOption = 16,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -135,11 +142,14 @@ def inspect(
     """Show every block's direction in numbers, and the coordinates that ACE really reaches."""
     from ace_core.cli.prompt_sets import chosen_texts
     from ace_core.fitting.extraction import directions_for
-    from ace_core.inspecting.inspection import ACHIEVED_COEFFICIENTS, achieved_table, cosine_map
+    from ace_core.inspecting.inspection import ACHIEVED_COEFFICIENTS, achieved_table, compare_directions, cosine_map
 
     texts = chosen_texts(harmful, harmless, column, part, seed, limit)
     loaded = load(model, precision, device, device_map)
     directions = directions_for(loaded, say, vectors=vectors)
+    beside = None
+    if against is not None:
+        beside = compare_directions(directions, directions_for(loaded, say, vectors=against))
     achieved = achieved_table(
         loaded,
         directions,
@@ -155,15 +165,17 @@ def inspect(
             print_json({"event": "block", "block": b, "auroc": number(separation[b].auroc),
                         "d_prime": number(separation[b].d_prime), "gap": float(directions.gap[b]),
                         "origin": float(directions.origin[b]), "cosine": float(cosines[b, layer]),
-                        "recommended": b == layer})  # fmt: skip
+                        "recommended": b == layer,
+                        **({} if beside is None else {"against": float(beside[b])})})  # fmt: skip
         for row in achieved:
             print_json({"event": "achieved", **asdict(row)})
         return
+    other = () if against is None else (f"cosine with {against.name[:40]}",)
     show_table(
-        ("block", "AUROC", "d'", "class gap", "origin at", f"cosine with block {layer}"),
+        ("block", "AUROC", "d'", "class gap", "origin at", f"cosine with block {layer}", *other),
         [
             (str(b), f"{s.auroc:.3f}", f"{s.d_prime:.2f}", f"{directions.gap[b]:.3f}", f"{directions.origin[b]:+.2f}",
-             f"{cosines[b, layer]:+.3f}")
+             f"{cosines[b, layer]:+.3f}", *(() if beside is None else (f"{beside[b]:+.3f}",)))
             for b, s in enumerate(separation)
         ],
     )  # fmt: skip

@@ -62,7 +62,7 @@ def extract(
     from ace_core.fitting.extraction import fit_directions
     from ace_core.fitting.positions import parse_position
     from ace_core.fitting.variants import variant_named
-    from ace_core.prompts.splitting import split_both
+    from ace_core.prompts.splitting import joint_rule, split_both
     from ace_core.store import save_directions
 
     if out.suffix != ".safetensors":
@@ -77,11 +77,7 @@ def extract(
         halves = split_both(*(prompts for prompts, _ in found), seed=seed)
         sets = [[p.text for p in half.fit] for half in halves]
         heldout = [[p.text for p in half.validation] for half in halves]
-        rule = (
-            halves[0].rule
-            if halves[0].rule == halves[1].rule
-            else f"harmful: {halves[0].rule}; harmless: " + (halves[1].rule)
-        )
+        rule = joint_rule(*halves)
     else:
         sets, rule = [], f"prompts whose field 'split' is '{split}', every fifth held out"
         for name, (prompts, _) in zip((harmful, harmless), found, strict=True):

@@ -17,7 +17,7 @@ from ace_core.lab.files import (
     write_files,
 )
 from ace_core.lab.fit import LabFit, LabRequest, fit_lab
-from ace_core.lab.look import Look, look_at
+from ace_core.lab.look import Beside, Look, beside, look_at
 from ace_core.lab.options import (
     LIMIT_RANGE,
     POSITION_CHOICES,
@@ -27,7 +27,17 @@ from ace_core.lab.options import (
     lab_options,
 )
 from ace_core.lab.prompt_layers import READING, READING_METHODS, SEPARATES, PromptLayers, prompt_layers
-from ace_core.lab.sets import KINDS, LabParts, LabSet, builtin_set, file_set, hub_names, hub_set, split_sets
+from ace_core.lab.sets import (
+    KINDS,
+    REFERENCE,
+    LabParts,
+    LabSet,
+    builtin_set,
+    file_set,
+    hub_names,
+    hub_set,
+    split_sets,
+)
 from ace_core.lab.sweep import (
     ALPHA_COUNTS,
     ALPHA_RANGE,
@@ -56,12 +66,14 @@ __all__ = [
     "PROMPT_COUNTS",
     "READING",
     "READING_METHODS",
+    "REFERENCE",
     "SEPARATES",
     "SITE_CHOICES",
     "SWEEP_METHODS",
     "SWEEP_PRESETS",
     "TOKEN_COUNTS",
     "VARIANT_CHOICES",
+    "Beside",
     "BlockChoice",
     "LabFiles",
     "LabFit",
@@ -76,6 +88,7 @@ __all__ = [
     "SweepLook",
     "SweepRequest",
     "accept_directions",
+    "beside",
     "builtin_set",
     "choose_block",
     "file_set",

@@ -17,8 +17,9 @@ from ace_core.fitting.filtering import filter_by_behaviour
 from ace_core.fitting.variants import IMPORTED
 from ace_core.inspecting.inspection import Plane, plane
 from ace_core.lab.options import LabOptions
-from ace_core.lab.sets import LabParts
+from ace_core.lab.sets import LabParts, LabSet
 from ace_core.models import ChatModel
+from ace_core.prompts import evenly
 from ace_core.tasks import Task
 
 __all__ = ["LabFit", "LabRequest", "fit_lab", "progress_of"]
@@ -39,12 +40,14 @@ class LabRequest:
         options: how.
         foreign: another tool's vectors to complete; None fits new ones.
         maps: whether to draw a map of every block too, from one more reading of the prompts.
+        reference: a third set, whose mean ACE may start from.
     """
 
     parts: LabParts
     options: LabOptions
     foreign: ImportedVectors | None = None
     maps: bool = True
+    reference: LabSet | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def fit_lab(model: ChatModel, task: Task[LabFit], request: LabRequest) -> LabFit
         notes.append(note)
     harmful, harmless = parts.texts("fit")
     heldout_harmful, heldout_harmless = parts.texts("validation")
+    third = [] if request.reference is None else evenly([p.text for p in request.reference.prompts], options.limit)
     directions = fit_directions(
         model,
         harmful,
@@ -112,6 +116,7 @@ def fit_lab(model: ChatModel, task: Task[LabFit], request: LabRequest) -> LabFit
         vectors=None if request.foreign is None else request.foreign.vectors,
         position=options.position,
         site=options.site,
+        reference=third,
         seed=options.seed,
         split_rule=parts.rule,
         licence=parts.licence,
@@ -122,6 +127,8 @@ def fit_lab(model: ChatModel, task: Task[LabFit], request: LabRequest) -> LabFit
     metadata = directions.metadata
     if "stopped" in metadata:
         notes.append(f"Stopped {metadata['stopped']}; what was read is kept.")
+    if "reference_count" in metadata:
+        notes.append(f"ACE may start from the mean of {metadata['reference_count']} prompts of the third set.")
     if metadata.get("turned_blocks"):
         notes.append(f"Turned round to point from harmless to harmful: blocks {metadata['turned_blocks']}.")
     if metadata.get("mean_difference_blocks"):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ace_core.directions import RefusalDirections
-from ace_core.inspecting.inspection import class_coordinates, cosine_map
+from ace_core.fitting.variants import VARIANTS
+from ace_core.inspecting.inspection import class_coordinates, compare_directions, cosine_map
 
-__all__ = ["Look", "look_at"]
+__all__ = ["Beside", "Look", "beside", "look_at"]
 
 _MOST_DRAWN = 1_000
 
@@ -56,6 +57,37 @@ def look_at(directions: RefusalDirections) -> Look:
         np.asarray(classes.origin),
         (int(counts[0]), int(counts[1])) if known else None,
     )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Two directions of one model, block by block.
+
+    Args:
+        cosines: ``(blocks,)`` float32, of the one with the other.
+        words: what each of them is; may hold a file's name.
+        recommended: 0-based block of the first.
+    """
+
+    cosines: np.ndarray
+    words: tuple[str, str]
+    recommended: int
+
+
+def beside(one: RefusalDirections, other: RefusalDirections, names: tuple[str, str]) -> Beside:
+    """Two directions side by side, such as one read at the instruction's end and one at the template's.
+
+    Raises:
+        EngineError: if they belong to models of different shape.
+    """
+    words = [f"{name} ({_read_where(d)})" for name, d in zip(names, (one, other), strict=True)]
+    return Beside(compare_directions(one, other), (words[0], words[1]), one.recommended_layer)
+
+
+def _read_where(directions: RefusalDirections) -> str:
+    known = VARIANTS.get(directions.variant)
+    parts = [directions.variant if known is None else known.title, directions.metadata.get("position", "")]
+    return ", ".join(part for part in [*parts, f"block {directions.site}s"] if part)[:120]
 
 
 def _thinned(coordinates: np.ndarray) -> np.ndarray:

@@ -10,11 +10,24 @@ from ace_core.errors import EngineError
 from ace_core.prompts import BUILTIN_LICENCE, Prompt, evenly, load_builtin, read_prompts
 from ace_core.prompts.hub import load_hub_prompts
 from ace_core.prompts.known_sets import KNOWN_SETS
-from ace_core.prompts.splitting import PromptSplit, split_both
+from ace_core.prompts.splitting import PromptSplit, joint_rule, split_both
 
-__all__ = ["KINDS", "LabParts", "LabSet", "builtin_set", "file_set", "hub_names", "hub_set", "split_sets"]
+__all__ = [
+    "KINDS",
+    "REFERENCE",
+    "LabParts",
+    "LabSet",
+    "builtin_set",
+    "file_set",
+    "hub_names",
+    "hub_set",
+    "split_sets",
+]
 
 KINDS = ("harmful", "harmless")
+
+REFERENCE = "reference"
+"""A third set, whose mean ACE may start from; it belongs to no class."""
 
 _FILE_BYTES = 20_000_000
 _HUB_PROMPTS = 5_000
@@ -78,8 +91,9 @@ class LabParts:
 
 
 def builtin_set(kind: str) -> LabSet:
-    """The project's own set of a class."""
-    return LabSet(load_builtin(_checked(kind)), "built in", BUILTIN_LICENCE)
+    """The project's own set of a class; as the third set, prompts that only look harmful."""
+    name, words = ("lookalike", "built in, they only look harmful") if kind == REFERENCE else (kind, "built in")
+    return LabSet(load_builtin(_checked(name)), words, BUILTIN_LICENCE)
 
 
 def file_set(path: Path) -> LabSet:
@@ -93,8 +107,8 @@ def file_set(path: Path) -> LabSet:
 
 
 def hub_names(kind: str) -> list[str]:
-    """Short names of published sets of a class."""
-    labels = ("harmful",) if _checked(kind) == "harmful" else ("harmless", "lookalike")
+    """Short names of published sets of a class, or of all that are not harmful for the third set."""
+    labels = ("harmful",) if kind == "harmful" else ("harmless", "lookalike")
     return [name for label in labels for name, known in KNOWN_SETS.items() if known.label == label]
 
 
@@ -121,8 +135,7 @@ def split_sets(harmful: LabSet, harmless: LabSet, seed: int, limit: int) -> LabP
         EngineError: if a prompt is in both sets, or one has too few.
     """
     halves = split_both(harmful.prompts, harmless.prompts, seed=seed)
-    rules = [half.rule for half in halves]
-    rule = rules[0] if rules[0] == rules[1] else f"harmful: {rules[0]}; harmless: {rules[1]}"
+    rule = joint_rule(*halves)
     most = [max(1, round(limit * share)) for share in _SHARES]
     cut = []
     for half in halves:
@@ -147,6 +160,6 @@ def _only(split: PromptSplit, texts: set[str]) -> PromptSplit:
 
 
 def _checked(kind: str) -> str:
-    if kind not in KINDS:
+    if kind not in (*KINDS, "lookalike"):
         raise EngineError(f"There is no class '{kind[:20]}': choose harmful or harmless.")
     return kind

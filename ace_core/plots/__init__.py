@@ -8,7 +8,7 @@ validation would cost more than the model's own step. Colours that depend on the
 
 from __future__ import annotations
 
-from ace_core.plots.directions import by_layer, classes, cosines, plane
+from ace_core.plots.directions import beside, by_layer, classes, cosines, plane
 from ace_core.plots.layers import distribution, sparkline
 from ace_core.plots.prompt_layers import prompt_layers
 from ace_core.plots.style import CLASS_SCALE, METHOD_COLOURS, METHOD_SYMBOLS, Figure, Line, empty
@@ -20,6 +20,7 @@ __all__ = [
     "METHOD_SYMBOLS",
     "Figure",
     "Line",
+    "beside",
     "by_layer",
     "classes",
     "cosines",

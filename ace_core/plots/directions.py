@@ -11,7 +11,7 @@ import numpy as np
 from ace_core.plots import style
 from ace_core.plots.style import Figure
 
-__all__ = ["by_layer", "classes", "cosines", "plane"]
+__all__ = ["beside", "by_layer", "classes", "cosines", "plane"]
 
 _PROMPT_CHARACTERS = 120
 _MARKS = {"harmful": "triangle-down", "harmless": "circle-open"}
@@ -113,6 +113,42 @@ def cosines(values: np.ndarray, recommended: int, key: str, height: int = 340) -
             {**style.horizontal(recommended), "line": line},
         ],
         "margin": {"l": 48, "r": 12, "t": 12, "b": 44},
+    }
+    return {"data": [trace], "layout": layout}
+
+
+def beside(values: np.ndarray, words: tuple[str, str], recommended: int, key: str, height: int = 300) -> Figure:
+    """Cosine of one fit's direction with another's at every block.
+
+    Args:
+        values: ``(blocks,)``.
+        words: what the two are.
+        recommended: 0-based block of the first, marked.
+        key: zoom is kept between figures of equal key.
+        height: in pixels.
+    """
+    count = len(values)
+    trace = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": list(range(count)),
+        "y": style.numbers(values),
+        "line": {"color": style.INK, "width": 1.5},
+        "marker": {"color": style.INK, "size": [9 if block == recommended else 4 for block in range(count)]},
+        "hovertemplate": "block %{x}: cosine %{y:.2f}<extra></extra>",
+        "showlegend": False,
+    }
+    summary = (
+        f"Cosine by block of {style.plain(words[0])} and {style.plain(words[1])}: from {values.min():.2f} to "
+        f"{values.max():.2f}, and {values[recommended]:.2f} at block {recommended}."
+    )
+    layout = {
+        **style.layout(height, key, summary),
+        "xaxis": style.axis("block", range=[-0.7, count - 0.3], zeroline=False),
+        "yaxis": style.axis("cosine", range=[min(-0.08, float(values.min()) - 0.08), 1.08], zeroline=False),
+        "shapes": [style.vertical(recommended), style.horizontal(0.0), style.horizontal(1.0)],
+        "margin": {"l": 52, "r": 12, "t": 12, "b": 44},
+        "hovermode": "closest",
     }
     return {"data": [trace], "layout": layout}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ace_core.errors import EngineError
 from ace_core.prompts.sets import Prompt, duplicates_across, normalised
 
-__all__ = ["PromptSplit", "split_both", "split_prompts"]
+__all__ = ["PromptSplit", "joint_rule", "split_both", "split_prompts"]
 
 _PLACES = ("fit", "validation", "test")
 _LEAST = 5
@@ -114,6 +114,13 @@ def split_both(
         except EngineError as error:
             raise EngineError(str(error).replace("The set", f"The {name} set", 1)) from None
     return parts[0], parts[1]
+
+
+def joint_rule(harmful: PromptSplit, harmless: PromptSplit) -> str:
+    """In words, how to get the parts of both sets again."""
+    if harmful.rule == harmless.rule:
+        return harmful.rule
+    return f"harmful: {harmful.rule}; harmless: {harmless.rule}"
 
 
 def _check_shares(shares: Sequence[float]) -> None:

@@ -20,7 +20,8 @@ class Bench(Workplace):
 
     ``files`` are uploads by class, ``hub`` sets of the hub by class, and ``upload`` is a file of vectors; ``fit``, its
     ``choices`` of a block by method, of which that for ``method`` counts, and its ``look`` belong to the model that
-    ``info`` describes. ``opened`` tells whether the visitor has been here at all.
+    ``info`` describes. ``kept`` are directions, their name and their model that the visitor put aside, and ``beside``
+    is what a fit is compared with: ``shipped`` or ``kept``. ``opened`` tells whether the visitor has been here at all.
     """
 
     prefix: ClassVar[str] = "directions-"
@@ -32,6 +33,8 @@ class Bench(Workplace):
     method: str = ""
     look: Look | None = None
     info: ModelInfo | None = None
+    kept: tuple[RefusalDirections, str, ModelInfo | None] | None = None
+    beside: str = "shipped"
     upload: Path | None = None
     opened: bool = False
 
@@ -56,4 +59,6 @@ class Bench(Workplace):
         if self.fit is not None and self.info is not state.info:
             self.fit = self.look = self.info = None
             self.choices = {}
+        if self.kept is not None and self.kept[2] is not state.info:
+            self.kept = None
         return self.fit is not None

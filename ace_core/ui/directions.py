@@ -14,7 +14,10 @@ from ace_core.ui.status import status, status_line
 
 __all__ = ["INPUTS", "DirectionsTab", "build", "in_use_line"]
 
-INPUTS = ("harmful_kind", "harmless_kind", "seed", "limit", "variant", "position", "site", "behaving", "method")
+INPUTS = (
+    "harmful_kind", "harmless_kind", "reference_kind", "seed", "limit", "variant", "position", "site", "behaving",
+    "method",
+)  # fmt: skip
 """Names of the fields that a fit is asked for with."""
 
 
@@ -42,6 +45,10 @@ class DirectionsTab:
     block: gr.Slider
     layers: gr.HTML
     cosines: gr.HTML
+    beside: gr.HTML
+    beside_words: gr.HTML
+    beside_which: gr.Radio
+    keep: gr.Button
     classes: gr.HTML
     plane: gr.HTML
     achieved: gr.HTML
@@ -73,7 +80,7 @@ def build(blocks: int) -> DirectionsTab:
         "A direction leads from the average harmless prompt to the average harmful one, at every layer.",
     )
     with gr.Row(elem_id="lab-sets"):
-        sets = {kind: set_field(kind) for kind in lab.KINDS}
+        sets = {kind: set_field(kind) for kind in (*lab.KINDS, lab.REFERENCE)}
     with gr.Row(elem_id="lab-options"):
         limit = gr.Slider(
             *lab.LIMIT_RANGE, value=100, step=10, label="Prompts of each class",
@@ -152,6 +159,16 @@ def build(blocks: int) -> DirectionsTab:
         plane = _plot(
             "Every prompt", "Hover over a mark to read it.", show.MAP_HEIGHT, "lab-plane", show.plane(None, 0)
         )
+    _heading("Two directions side by side", "Cosine by layer: 1 is the same direction, 0 has nothing in common.")
+    with gr.Row(elem_id="lab-beside-row"):
+        beside_which = gr.Radio(
+            [("The model's own", "shipped"), ("The one I kept", "kept")], value="shipped", label="Compare with",
+            info="For example the end of the instruction against the end of the template, or two languages.",
+            elem_id="lab-beside-which", min_width=280,
+        )  # fmt: skip
+        keep = gr.Button("Keep this one", size="sm", scale=0, min_width=140, elem_id="lab-keep")
+    beside_words = gr.HTML(show.beside_words(None, ""), elem_id="lab-beside-words", apply_default_css=False)
+    beside = plotly_plot(show.beside(None), height=show.BESIDE_HEIGHT, elem_id="lab-beside")
     achieved = gr.HTML(show.achieved(None), elem_id="lab-achieved", apply_default_css=False)
 
     _heading("Take away and bring along", "Files stay on this machine until you close the page.")
@@ -184,8 +201,8 @@ def build(blocks: int) -> DirectionsTab:
             )  # fmt: skip
     return DirectionsTab(
         sets, seed, limit, variant, position, site, behaving, method, split, fit, stop, line, bar, recommendation, use,
-        candidates, shown, block, layers, cosines, classes, plane, achieved, vectors, gguf, card, files_note, upload,
-        upload_layer, upload_note,
+        candidates, shown, block, layers, cosines, beside, beside_words, beside_which, keep, classes, plane, achieved,
+        vectors, gguf, card, files_note, upload, upload_layer, upload_note,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ace_core import lab
+from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.lab import LabFit, LabOptions, LabParts, LabRequest, Look
 from ace_core.tasks import Task
@@ -24,6 +25,8 @@ from ace_core.ui.status import status
 __all__ = ["DirectionsHandlers"]
 
 Update = dict[Any, Any]
+
+_SHIPPED = "the model's own"
 
 
 class DirectionsHandlers:
@@ -51,9 +54,9 @@ class DirectionsHandlers:
 
         def start(session: Session) -> Iterator[Update]:
             options = lab.lab_options(values)
-            parts = self._parts(session, options, values)
+            parts, third = self._parts(session, options, values), self._third(session, values)
             yield {self.tab.split: show.note(f"{parts.counts} How they were split: {parts.rule}.")}
-            yield from self._fitted(session, LabRequest(parts, options), values)
+            yield from self._fitted(session, LabRequest(parts, options, reference=third), values)
 
         yield from self._working(request, start)
 
@@ -80,7 +83,8 @@ class DirectionsHandlers:
                     parts = self._parts(session, options, values)
                     said = f"{foreign.format} vectors: measuring class means on the prompts chosen above."
                     yield {self.tab.upload_note: show.note(said)}
-                    yield from self._fitted(session, LabRequest(parts, options, foreign), values)
+                    asked = LabRequest(parts, options, foreign, reference=self._third(session, values))
+                    yield from self._fitted(session, asked, values)
                 else:
                     directions = lab.read_own(file)
                     task = self._host.work(
@@ -133,6 +137,10 @@ class DirectionsHandlers:
             seed=options.seed,
             limit=options.limit,
         )
+
+    def _third(self, session: Session, values: dict[str, Any]) -> lab.LabSet | None:
+        kind = values.get(f"{lab.REFERENCE}_kind")
+        return None if kind in (None, "none") else self.sets.chosen(session.bench, lab.REFERENCE, kind)
 
     def _fitted(self, session: Session, request: LabRequest, values: dict[str, Any]) -> Iterator[Update]:
         tab, bench, method = self.tab, session.bench, str(values.get("method"))
@@ -230,6 +238,39 @@ class DirectionsHandlers:
             self.tab.plane: show.plane(fit, int(block)),
         }
 
+    def keep(self, request: gr.Request) -> Update:
+        """Put the directions that are shown aside, to compare others with them."""
+        session = self._session(request)
+        shown = self._shown(session)
+        if shown is None:
+            return {self.tab.beside: gr.skip()}
+        session.bench.kept = (*shown, self._host.state.info)
+        return self._beside(session)
+
+    def compare_with(self, request: gr.Request, which: object) -> Update:
+        """The plot of two directions with another second one."""
+        session = self._session(request)
+        session.bench.beside = "kept" if which == "kept" else "shipped"
+        return self._beside(session)
+
+    def _shown(self, session: Session) -> tuple[RefusalDirections, str] | None:
+        bench, own = session.bench, self._host.state.directions
+        if bench.current(self._host.state) and bench.fit is not None and bench.directions is not None:
+            return bench.directions, bench.fit.name
+        return None if own is None else (own, _SHIPPED)
+
+    def _beside(self, session: Session) -> Update:
+        """The shown directions beside the model's own or the kept ones."""
+        shown, own, kept = self._shown(session), self._host.state.directions, session.bench.kept
+        other = None if own is None else (own, _SHIPPED)
+        if session.bench.beside == "kept":
+            other = None if kept is None else (kept[0], f"kept: {kept[1]}")
+        found = None
+        if shown is not None and other is not None and shown[0] is not other[0]:
+            found = lab.beside(shown[0], other[0], (shown[1], other[1]))
+        told = "" if kept is None else kept[1]
+        return {self.tab.beside: show.beside(found), self.tab.beside_words: show.beside_words(found, told)}
+
     def choose_method(self, request: gr.Request, method: object) -> Iterator[Update]:
         """Choose the layer of a fit again, for another method; what was measured before is shown at once."""
         session = self._session(request)
@@ -259,6 +300,7 @@ class DirectionsHandlers:
             tab.candidates: show.candidates(choice),
             tab.layers: show.layers(look),
             tab.cosines: show.cosines(look),
+            **self._beside(session),
             tab.block: gr.Slider(maximum=look.blocks - 1, value=block),
             tab.classes: show.classes(look, block),
             tab.plane: show.plane(fit, block),

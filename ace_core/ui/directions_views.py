@@ -8,15 +8,18 @@ from html import escape
 
 from ace_core import plots
 from ace_core.directions import RefusalDirections
-from ace_core.lab import METHOD_CHOICES, BlockChoice, LabFit, Look
+from ace_core.lab import METHOD_CHOICES, Beside, BlockChoice, LabFit, Look
 from ace_core.ui.packing import pack
 from ace_core.ui.views import nothing_yet
 
 __all__ = [
+    "BESIDE_HEIGHT",
     "LAYERS_HEIGHT",
     "MAP_HEIGHT",
     "achieved",
     "bar",
+    "beside",
+    "beside_words",
     "candidates",
     "classes",
     "cosines",
@@ -28,6 +31,7 @@ __all__ = [
     "shown",
 ]
 
+BESIDE_HEIGHT = 300
 LAYERS_HEIGHT = 340
 MAP_HEIGHT = 400
 
@@ -55,6 +59,19 @@ def cosines(look: Look | None) -> str:
     if look is None:
         return nothing_yet(LAYERS_HEIGHT, _LOADING)
     return pack(plots.cosines(look.cosines, look.recommended, "cosines", LAYERS_HEIGHT))
+
+
+def beside(found: Beside | None) -> str:
+    """Two directions side by side."""
+    if found is None:
+        return nothing_yet(BESIDE_HEIGHT, "Appears when there are two different directions.")
+    return pack(plots.beside(found.cosines, found.words, found.recommended, "beside", BESIDE_HEIGHT))
+
+
+def beside_words(found: Beside | None, kept: str) -> str:
+    """Which two directions the plot shows, and which one is kept, if any."""
+    told = f"Kept: {kept}." if kept else "Nothing is kept yet: press Keep this one, then fit again in another way."
+    return _paragraph(told if found is None else f"{found.words[0]} against {found.words[1]}. {told}")
 
 
 def classes(look: Look | None, block: int) -> str:

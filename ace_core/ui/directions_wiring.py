@@ -28,7 +28,7 @@ def wire(h: DirectionsHandlers, page: gr.Blocks, place: gr.Tab, main: Compare) -
     chosen |= {name: getattr(tab, name) for name in INPUTS if name not in chosen}
     told = [used.line, used.back_button]
     drawn = [tab.shown, tab.recommendation, tab.candidates, tab.layers, tab.cosines, tab.block, tab.classes, tab.plane]
-    drawn += [tab.achieved, tab.use]
+    drawn += [tab.achieved, tab.use, tab.beside, tab.beside_words]
     running = [tab.fit, tab.stop, tab.status, tab.bar]
     made = [*running, *drawn, tab.split, tab.vectors, tab.gguf, tab.card, tab.files_note, tab.upload_note]
     h.sets.connect()
@@ -41,6 +41,8 @@ def wire(h: DirectionsHandlers, page: gr.Blocks, place: gr.Tab, main: Compare) -
     tab.stop.click(h.stop, None, [tab.stop], **quick)
     tab.method.input(h.choose_method, tab.method, made, **work)
     tab.block.change(h.look, tab.block, [tab.classes, tab.plane], trigger_mode="always_last", **quick)
+    tab.keep.click(h.keep, None, [tab.beside, tab.beside_words], **quick)
+    tab.beside_which.input(h.compare_with, tab.beside_which, [tab.beside, tab.beside_words], **quick)
     place.select(h.open, None, [*told, *drawn], **quick)
     gr.on([side.card.change, page.load], h.tell, None, [*told, *drawn], **quick)
     fields: dict[str, Any] = {name: main.prompt if name == "prompt" else getattr(side, name) for name in FIELDS}

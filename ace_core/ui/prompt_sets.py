@@ -19,7 +19,13 @@ from ace_core.ui.sessions import Sessions
 __all__ = ["PromptSets", "SetField", "set_field"]
 
 _KINDS = [("Built in", "builtin"), ("A file of mine", "file"), ("From the hub", "hub")]
-_TITLES = {"harmful": "Harmful prompts", "harmless": "Harmless prompts"}
+_TITLES = {"harmful": "Harmful prompts", "harmless": "Harmless prompts", lab.REFERENCE: "A third set"}
+_INFO = {
+    "harmful": "Requests the model should refuse.",
+    "harmless": "Requests the model should answer.",
+    lab.REFERENCE: "Its mean becomes a point that ACE may start from.",
+}
+_NO_THIRD = "Without one, ACE starts from a mean of the two classes or from the origin."
 _REVEAL = "(kind) => [{__type__: 'update', visible: kind === 'file'}, {__type__: 'update', visible: kind === 'hub'}]"
 _HUB_READS_AT_ONCE = 4
 
@@ -38,10 +44,11 @@ class SetField:
 
 def set_field(name: str) -> SetField:
     """Build the components of the class ``name``."""
+    optional = name == lab.REFERENCE
     with gr.Column(min_width=280, elem_id=f"lab-{name}"):
         kind = gr.Radio(
-            _KINDS, value="builtin", label=_TITLES[name], elem_id=f"lab-{name}-kind",
-            info="Requests the model should refuse." if name == "harmful" else "Requests the model should answer.",
+            [("None", "none"), *_KINDS] if optional else _KINDS, value="none" if optional else "builtin",
+            label=_TITLES[name], info=_INFO[name], elem_id=f"lab-{name}-kind",
         )  # fmt: skip
         file = gr.File(
             label=".txt, .csv, .json or .jsonl, up to 20 MB", height=150, visible=False, elem_id=f"lab-{name}-file"
@@ -53,7 +60,8 @@ def set_field(name: str) -> SetField:
                 info="A known short name, or owner/name of any public one.", elem_id=f"lab-{name}-name",
             )  # fmt: skip
             load = gr.Button("Load", size="sm", scale=0, min_width=80, elem_id=f"lab-{name}-load")
-        note = gr.HTML(show.note(lab.builtin_set(name).summary), elem_id=f"lab-{name}-note", apply_default_css=False)
+        told = _NO_THIRD if optional else lab.builtin_set(name).summary
+        note = gr.HTML(show.note(told), elem_id=f"lab-{name}-note", apply_default_css=False)
     return SetField(kind, file, hub, wanted, load, note)
 
 
@@ -88,6 +96,8 @@ class PromptSets:
     def choose_kind(self, request: gr.Request, kind: str, name: str) -> str:
         """What the newly chosen source holds."""
         bench = self._bench(request)
+        if kind == "none":
+            return show.note(_NO_THIRD)
         if kind == "builtin":
             return show.note(lab.builtin_set(name).summary)
         if kind == "hub":
