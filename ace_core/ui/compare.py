@@ -27,7 +27,8 @@ __all__ = ["Compare", "build", "wire"]
 _KINDS = {"harmful": "Harmful-sounding", "harmless": "Harmless", "lookalike": "Only looks harmful"}
 _WAITING = "Appears with a run."
 _MODEL = "model"
-_RUNS_AT_ONCE = 4
+_RUNS_AT_ONCE = 96
+"""More than the host runs and lets wait at once, so that the line people stand in is the host's."""
 _REPLAYS_AT_ONCE = 64
 _LEGEND = """
 <div class="ace-legend" id="legend">
