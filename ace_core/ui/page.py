@@ -40,8 +40,11 @@ TITLE = "Refusal, steered"
 _RECORDED = Path(__file__).resolve().parents[2] / "assets" / "recorded_run.json"
 _RECORDED_SWEEP = Path(__file__).resolve().parents[2] / "assets" / "sweep"
 _DEFAULT_BLOCKS = 30
+_THREADS = 160
 _KEEP_UPLOADS = (3600, 24 * 3600)
 """Every hour, uploads older than a day are deleted."""
+_PAGES_KEPT = 500
+"""Of callers that never say goodbye."""
 _INTRODUCTION = """
 <header class="ace-intro">
   <h1>Refusal, steered</h1>
@@ -122,7 +125,14 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
             show_progress="hidden",
             api_visibility="private",
         )
-        page.unload(handlers.leave)
+
+        def leave(request: gr.Request) -> None:
+            handlers.leave(request)
+            # Gradio would keep half a megabyte of component settings a page for good
+            page.state_holder.session_data.pop(request.session_hash, None)  # type: ignore[attr-defined]
+            page.state_holder.time_last_used.pop(request.session_hash, None)  # type: ignore[attr-defined]
+
+        page.unload(leave)
     return page
 
 
@@ -137,12 +147,15 @@ def launch(page: gr.Blocks, host: ModelHost | None = None, *, embedders: Sequenc
     more = arguments.pop("app_kwargs", None) or {}
     more = {**more, "middleware": [*more.get("middleware", []), api.guarded(page)]}
     page.queue(default_concurrency_limit=8, max_size=64)
+    # a stream that waits for its next token holds a thread
+    arguments.setdefault("max_threads", _THREADS)
     return page.launch(
         theme=theme(),
         css=css(),
         head=f"<script>{script('page.js')}{script('share.js')}</script>",
         footer_links=["api", "gradio", "settings"],
         app_kwargs=app_arguments(host, embedders, more),
+        state_session_capacity=_PAGES_KEPT,
         run_history=False,
         enable_monitoring=False,
         share=False,

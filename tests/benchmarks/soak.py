@@ -16,7 +16,6 @@ Exit status 0 if all hold, 1 if not. ``--model tiny`` takes a random model of a 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import random
@@ -77,27 +76,34 @@ class Sample:
 
 def serve(model: str, port: int, path: Path, every: float) -> None:
     """Run the app as a person would, and write a sample a line."""
-    threading.Thread(target=probe, args=(path, every), name="probe", daemon=True).start()
+    from ace_core.host import ModelHost
+    from ace_core.ui.sessions import Sessions
+
+    made: dict[type, Any] = {}
+    for kind in (ModelHost, Sessions):
+        remember(kind, made)
+    threading.Thread(target=probe, args=(made, path, every), name="probe", daemon=True).start()
     sys.argv = ["app.py", "--model", model, "--port", str(port)]
     runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
 
 
-def probe(path: Path, every: float) -> None:
-    from ace_core.host import ModelHost
-    from ace_core.ui.sessions import Sessions
+def remember(kind: type, made: dict[type, Any]) -> None:
+    """Keep hold of the next object of a kind."""
+    usual: Any = kind.__init__
 
-    host: Any = None
-    sessions: Any = None
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        usual(self, *args, **kwargs)
+        made[kind] = self
+
+    kind.__init__ = init  # type: ignore[assignment]
+
+
+def probe(made: dict[type, Any], path: Path, every: float) -> None:
     with path.open("w") as out:
         while True:
             time.sleep(every)
-            if sessions is None:
-                found = gc.get_objects()
-                host = next((one for one in found if isinstance(one, ModelHost)), None)
-                sessions = next((one for one in found if isinstance(one, Sessions)), None)
-                del found
-            elif host.state.status == "ready":
-                out.write(json.dumps(asdict(sample(host, sessions))) + "\n")
+            if len(made) == 2 and (both := list(made.values()))[0].state.status == "ready":
+                out.write(json.dumps(asdict(sample(*both))) + "\n")
                 out.flush()
 
 
