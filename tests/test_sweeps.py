@@ -28,11 +28,12 @@ from ace_core.choosing.effects import kl_divergence
 from ace_core.choosing.refusal_score import refusal_score
 from ace_core.errors import EngineError
 from ace_core.interventions import Plan
+from ace_core.methods import METHODS
 from ace_core.models import ChatModel
 from ace_core.prompts import load_builtin
 from ace_core.scoring import verdict
 from ace_core.store import save_directions
-from ace_core.sweeps.figures import sweep_figures
+from ace_core.sweeps.figures import COSTS_TITLE, sweep_figures
 from ace_core.sweeps.judge import Judgement
 from ace_core.sweeps.parts import finish, lone_launch, merge, part_of_launch
 from ace_core.sweeps.plan import Cell, Condition, Place, SweepPlan, SweepPrompt, coarse_to_fine
@@ -409,6 +410,20 @@ def test_summary_counts_gibberish_as_neither() -> None:
     assert {w.share.value for w in summary.wrong_way} == {0}
 
 
+def test_methods_are_drawn_at_equal_side_effects() -> None:
+    plan = small(methods=("ace", "addition", "ablation"), alphas=(0.0, 1.0))
+    summary = SweepSummary(plan, synthetic(plan, standardised))
+    (picture,) = [p for p in sweep_figures(summary) if p.title == COSTS_TITLE]
+    drawn = {(t["name"], t["xaxis"]): t["y"] for t in picture.figure["data"]}
+    assert set(drawn) == {(METHODS[m].title, axis) for m in plan.methods for axis in ("x", "x2")}
+    # α = 1 costs one nat here: within it ACE refuses every harmless prompt, and at every budget it answers harmful ones
+    assert drawn[METHODS["ace"].title, "x2"] == [0, 0, 0, 0, 1, 1] and set(drawn[METHODS["ace"].title, "x"]) == {1}
+    # addition at 0 leaves harmful prompts refused
+    assert set(drawn[METHODS["addition"].title, "x"]) == {0}
+    costly = [{**r, "kl": None if r["kl"] is None else 9.0} for r in synthetic(plan, standardised)]
+    assert COSTS_TITLE not in [p.title for p in sweep_figures(SweepSummary(plan, costly))]
+
+
 def test_the_report_is_whole_escaped_and_says_its_numbers(tmp_path: Path) -> None:
     nasty = SweepPrompt("harmful", "</script><script>alert(1)</script>")
     plan = small(prompts=(nasty, *PROMPTS[1:]), methods=("ace", "addition", "ablation"))
@@ -425,7 +440,7 @@ def test_the_report_is_whole_escaped_and_says_its_numbers(tmp_path: Path) -> Non
     csv = (tmp_path / "results.csv").read_text("utf-8")
     assert len(re.findall(r"^[0-9a-f]{12}\|", csv, re.MULTILINE)) == len(plan.cells)
     assert sweep_tables(summary)[0].title == "Standardisation gaps"
-    assert len(sweep_figures(summary)) == 2
+    assert len(sweep_figures(summary)) == 3
     with pytest.raises(EngineError, match="no sweep in"):
         write_report(tmp_path / "nowhere")
 
@@ -435,7 +450,7 @@ def test_a_layer_map_needs_no_answers(tmp_path: Path) -> None:
     records = run(tmp_path, plan)
     assert len(records) == len(plan.cells) and "text" not in records[0]
     summary, _ = read_sweep(tmp_path)
-    assert summary.scorer == "logit" and len(sweep_figures(summary)) == 3
+    assert summary.scorer == "logit" and len(sweep_figures(summary)) == 4
     assert all(0 <= row.refused.value <= 1 for row in summary.rows)
     write_report(tmp_path)
 

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from ace_core.plots.style import Figure
+from ace_core.plots.sweep_costs import CostLine, equal_costs
 from ace_core.plots.sweeps import Band, GapBar, MapPanel, alpha_curves, gap_bars, layer_maps
-from ace_core.sweeps.findings import title_of
+from ace_core.sweeps.findings import KL_BUDGETS, title_of
 from ace_core.sweeps.plan import KINDS, Place
 from ace_core.sweeps.summary import SweepSummary, mean_map, steered_curve, unsteered
 
-__all__ = ["Picture", "sweep_figures"]
+__all__ = ["COSTS_TITLE", "GAPS_TITLE", "Picture", "sweep_figures"]
+
+COSTS_TITLE, GAPS_TITLE = "Methods at equal side effects", "Standardisation gap"
 
 _FEW_PLACES = 3
 
@@ -28,11 +31,11 @@ class Picture:
 
 
 def sweep_figures(summary: SweepSummary, gaps: bool = True) -> list[Picture]:
-    """Figures of a sweep, finished or not: curves, a map where there are many places, gaps.
+    """Figures of a sweep, finished or not: curves, a map where there are many places, methods at equal KL, gaps.
 
     Args:
         summary: of the sweep.
-        gaps: also draw the gaps, whose intervals take seconds where there are many places.
+        gaps: also draw side effects and gaps, whose intervals take seconds where there are many places.
     """
     plan, alphas = summary.plan, np.array(summary.plan.alphas)
     told = {
@@ -48,6 +51,8 @@ def sweep_figures(summary: SweepSummary, gaps: bool = True) -> list[Picture]:
             panels = [MapPanel(f"{kind} prompts", mean_map(summary, method, kind)) for kind in KINDS]
             figure = layer_maps(alphas, [place.key for place in plan.places], panels, f"map {method}")
             out.append(Picture(f"{title_of(method)} at every layer", f"Colour is {told}.", figure))
+    if gaps:
+        out += _costs(summary)
     if gaps and summary.scaled and plan.alphas:
         several = len(plan.places) > 1
         bars = [
@@ -65,8 +70,36 @@ def sweep_figures(summary: SweepSummary, gaps: bool = True) -> list[Picture]:
             "coefficients; 0 is control that does not depend on the prompt. Whiskers are 95 % bootstrap intervals over "
             "prompts."
         )
-        out.append(Picture("Standardisation gap", caption, gap_bars(bars, "gaps")))
+        out.append(Picture(GAPS_TITLE, caption, gap_bars(bars, "gaps")))
     return out
+
+
+def _costs(summary: SweepSummary) -> list[Picture]:
+    """Methods at equal KL; of many places each method's best at every KL."""
+    rows, lines = summary.equal_kl, []
+    if not any(np.isfinite(row.bypass) or np.isfinite(row.induce) for row in rows):
+        return []
+    places = [place.key for place in summary.plan.places]
+    few = len(places) <= _FEW_PLACES
+    for number, group in enumerate([[place] for place in places] if few else [places]):
+        for method in summary.plan.methods:
+            mine = [row for row in rows if row.method == method and row.place in group]
+            best = np.array(
+                [[_most([getattr(r, name) for r in mine if r.budget == budget]) for budget in KL_BUDGETS]
+                 for name in ("bypass", "induce")]
+            )  # fmt: skip
+            label = f"{title_of(method)}, block {group[0]}" if few and len(places) > 1 else title_of(method)
+            lines.append(CostLine(method, label, best[0], best[1], number))
+    caption = (
+        "The same KL a token on harmless prompts is the same price, which the same coefficient is not: the most each "
+        "method does at any coefficient within it" + ("." if few else ", at its best block.")
+    )
+    return [Picture(COSTS_TITLE, caption, equal_costs(KL_BUDGETS, lines, "costs"))]
+
+
+def _most(values: list[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return max(known, default=float("nan"))
 
 
 def _fewest(summary: SweepSummary) -> list[Any]:

@@ -158,6 +158,8 @@ class SweepHandlers:
             **second,
             tab.bars: show.bars(look),
             tab.gaps: show.gaps(look),
+            tab.costs: show.costs(look),
+            tab.wrong_way: show.wrong_way(look),
             tab.conditions: show.conditions(look),
         }
 

@@ -49,6 +49,8 @@ class SweepTab:
     second: gr.HTML
     bars: gr.HTML
     gaps: gr.HTML
+    costs: gr.HTML
+    wrong_way: gr.HTML
     conditions: gr.HTML
     results: gr.DownloadButton
     summary: gr.DownloadButton
@@ -121,6 +123,14 @@ def build(recorded: SweepLook | None) -> SweepTab:
     )
     bars = plotly_plot(show.bars(recorded), height=show.BARS_HEIGHT, elem_id="sweep-bars")
     gaps = gr.HTML(show.gaps(recorded), elem_id="sweep-gaps", apply_default_css=False)
+    _heading(
+        "Methods at equal side effects",
+        "The most each method does at any coefficient that changes the model's predictions on harmless prompts by at "
+        "most so much KL: the same α is not the same price.",
+    )
+    costs = plotly_plot(show.costs(recorded), height=show.COSTS_HEIGHT, elem_id="sweep-costs")
+    with gr.Accordion("Prompts steered the wrong way", open=False, elem_id="sweep-wrong"):
+        wrong_way = gr.HTML(show.wrong_way(recorded), elem_id="sweep-wrong-way", apply_default_css=False)
     with gr.Accordion("All conditions in numbers", open=False, elem_id="sweep-all"):
         conditions = gr.HTML(show.conditions(recorded), elem_id="sweep-conditions", apply_default_css=False)
     _heading("Take away", "Files of your own sweep stay on this machine until you close the page.")
@@ -135,7 +145,8 @@ def build(recorded: SweepLook | None) -> SweepTab:
         )
     return SweepTab(
         preset, methods, prompts, alphas, lowest, highest, tokens, size, start, stop, resume, line, bar, shown,
-        first_title, first, more, second_title, second, bars, gaps, conditions, results, summary, report,
+        first_title, first, more, second_title, second, bars, gaps, costs, wrong_way, conditions,
+        results, summary, report,
     )  # fmt: skip
 
 
@@ -147,7 +158,8 @@ def wire(tab: SweepTab, page: gr.Blocks, place: gr.Tab, handlers: Handlers) -> N
     quick: dict[str, Any] = {**hidden, "queue": False}
     chosen: dict[str, Any] = {name: getattr(tab, name) for name in INPUTS}
     made = [tab.start, tab.stop, tab.resume, tab.status, tab.bar, tab.shown, tab.first_title, tab.first, tab.more]
-    made += [tab.second_title, tab.second, tab.bars, tab.gaps, tab.conditions, tab.results, tab.summary, tab.report]
+    made += [tab.second_title, tab.second, tab.bars, tab.gaps, tab.costs, tab.wrong_way, tab.conditions]
+    made += [tab.results, tab.summary, tab.report]
     tab.start.click(h.start, None, made, inputs_kwargs=chosen, **work)
     tab.resume.click(h.resume, None, made, **work)
     tab.stop.click(h.stop, None, [tab.stop], **quick)

@@ -8,10 +8,25 @@ from ace_core.lab import SweepLook, SweepRequest
 from ace_core.ui.packing import pack
 from ace_core.ui.views import nothing_yet
 
-__all__ = ["BARS_HEIGHT", "HEIGHT", "bar", "bars", "conditions", "gaps", "heading", "picture", "shown", "size"]
+__all__ = [
+    "BARS_HEIGHT",
+    "COSTS_HEIGHT",
+    "HEIGHT",
+    "bar",
+    "bars",
+    "conditions",
+    "costs",
+    "gaps",
+    "heading",
+    "picture",
+    "shown",
+    "size",
+    "wrong_way",
+]
 
 HEIGHT = 400
 BARS_HEIGHT = 220
+COSTS_HEIGHT = 340
 
 _EMPTY = "Appears when a sweep has finished its first cells."
 _LATER = "Worked out when the sweep ends."
@@ -47,6 +62,20 @@ def gaps(look: SweepLook | None) -> str:
         return _paragraph(_EMPTY if look is None else _LATER)
     words = f'<div class="ace-lab-words"><p>{_text(look.headline)}</p></div>'
     return words + _table(look.gaps.caption, look.gaps.head, look.gaps.rows)
+
+
+def costs(look: SweepLook | None) -> str:
+    """Methods at equal KL."""
+    if look is None or look.costs is None:
+        return nothing_yet(COSTS_HEIGHT, _EMPTY if look is None else _LATER)
+    return _sized(look.costs.figure, COSTS_HEIGHT)
+
+
+def wrong_way(look: SweepLook | None) -> str:
+    """Shares of prompts steered the wrong way."""
+    if look is None or look.wrong_way is None:
+        return _paragraph(_EMPTY if look is None else _LATER)
+    return _table(look.wrong_way.caption, look.wrong_way.head, look.wrong_way.rows)
 
 
 def conditions(look: SweepLook | None) -> str:
