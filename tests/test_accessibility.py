@@ -189,3 +189,17 @@ def test_methods_stay_apart_for_the_colour_blind(seen: tuple[tuple[float, ...], 
     pairs = {pair: apart(*pair) for pair in itertools.combinations(METHOD_COLOURS.values(), 2)}
     assert min(pairs.values()) > 14, min(pairs, key=lambda pair: pairs[pair])
     assert apart("#6B7280", "#B5518B") < 14, "a grey and a rose that look alike"
+
+
+@pytest.mark.slow
+@in_browser
+def test_every_button_of_the_page_explains_itself(page: Page) -> None:
+    opened(page, "Compare")
+    for tab in ("Compare", "Directions", "Sweep"):
+        opened(page, tab)
+        buttons = page.locator("button[id]:not(.ace-chip):visible").all()
+        assert len(buttons) > 3
+        for button in buttons:
+            button.dispatch_event("pointerover")
+            name = button.get_attribute("id") or ""
+            assert button.get_attribute("title") or name.startswith("component-"), name

@@ -15,6 +15,7 @@ __all__ = ["prompt_layers"]
 
 _SIDE = 0.15
 _START = 0.19
+_FEW = 12
 
 
 def prompt_layers(
@@ -74,7 +75,7 @@ def prompt_layers(
     layout = {
         **style.layout(height, key, summary),
         "xaxis": style.axis(
-            "token of the prompt, chat template included",
+            "token of the prompt",
             domain=[_START, 1],
             type="category",
             nticks=32,
@@ -83,17 +84,29 @@ def prompt_layers(
             showgrid=False,
         ),
         "xaxis2": style.axis(
-            "AUROC",
+            "",
             domain=[0, _SIDE],
             range=[0.35, 1.05],
             tickvals=[0.5, 1],
+            ticktext=["½", "1"],
             tickangle=0,
             zeroline=False,
             showgrid=False,
             fixedrange=True,
         ),
-        "yaxis": style.axis("block", range=[-0.5, blocks - 0.5], showgrid=False, zeroline=False),
+        "yaxis": style.axis(
+            "block",
+            anchor="x2",
+            range=[-0.5, blocks - 0.5],
+            dtick=1 if blocks <= _FEW else 5,
+            showgrid=False,
+            zeroline=False,
+        ),
         "shapes": shapes,
+        # Inside, because slanted token names take the room below.
+        "annotations": [
+            style.note("AUROC", xref="paper", yref="paper", x=0.004, y=1, xanchor="left", yanchor="top", textangle=-90)
+        ],
         "margin": {"l": 48, "r": 16, "t": 44, "b": 96},
     }
     return {"data": [coordinate_map(values, tokens), curve], "layout": layout}

@@ -28,8 +28,9 @@ _READINGS_AT_ONCE = 16
 _EMPTY = "Type a prompt at the top and press “Read the prompt”: every token appears here, at every layer."
 _HEADING = """
 <div class="ace-heading"><h2>Your prompt at every layer</h2>
-<p>One pass over the prompt without any edit and without an answer. Left: how well each layer tells held-out prompts
-apart; the bar marks layers with an AUROC of at least {least:g}, the frame the recommended one.</p></div>
+<p>One pass over the prompt and its chat template, without any edit and without an answer. Left: how well each layer
+tells held-out prompts apart; the bar marks layers with an AUROC of at least {least:g}, the frame the recommended
+one.</p></div>
 """
 
 

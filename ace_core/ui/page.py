@@ -152,7 +152,7 @@ def launch(page: gr.Blocks, host: ModelHost | None = None, *, embedders: Sequenc
     return page.launch(
         theme=theme(),
         css=css(),
-        head=f"<script>{script('page.js')}{script('share.js')}</script>",
+        head=f"<script>{script('page.js')}{script('tooltips.js')}{script('share.js')}</script>",
         footer_links=["api", "gradio", "settings"],
         app_kwargs=app_arguments(host, embedders, more),
         state_session_capacity=_PAGES_KEPT,
