@@ -90,7 +90,7 @@ class ModelHost:
         self._tasks: deque[Task[Any]] = deque()
         self._running: Task[Any] | None = None
         self._piece_begun = self._computed = self._burst = 0.0
-        self._closing = False
+        self._closing = self._given_up = False
         self._model: ChatModel | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
@@ -215,7 +215,10 @@ class ModelHost:
             rows = [Row(ids, settings.arm(method), settings.sampling()) for method in methods]
             return Prepared(model, own if directions is None else directions, rows, builder)
 
-        stream = RunStream(prepare, visitor, self.limits.queue_steps, self._line.place, lambda: self.alive)
+        def going() -> bool:
+            return self.alive and not self._given_up
+
+        stream = RunStream(prepare, visitor, self.limits.queue_steps, self._line.place, going)
         self._put(stream)
         return stream
 
@@ -255,13 +258,15 @@ class ModelHost:
         """End the model thread after its current token; runs and tasks in progress end with an error.
 
         Args:
-            timeout: seconds to wait for it; a model that is being loaded may take longer, see :attr:`alive`.
+            timeout: seconds to wait for it; a model that is being loaded, or a long pass, may take longer, see
+                :attr:`alive`. Runs end then all the same.
         """
         self._closing = True
         if self._running is not None:
             self._running.cancel()
         self._wake.set()
         self._thread.join(timeout)
+        self._given_up = True
 
     def _put(self, entry: RunStream | Callable[[], None]) -> None:
         if not self.alive:

@@ -122,6 +122,28 @@ def test_an_end_while_a_model_is_loaded_does_not_wait_for_it(monkeypatch: pytest
         host._put(lambda: None)
 
 
+def test_an_end_during_a_long_pass_ends_the_streams() -> None:
+    host, inside, over = started(), threading.Event(), threading.Event()
+
+    def long(*_: object) -> None:
+        inside.set()
+        over.wait(60)
+
+    handle = tiny_model("llama").blocks[0].register_forward_hook(long)
+    try:
+        stream = host.compare("Hi", LONG, METHODS)
+        assert inside.wait(30)
+        host.close(0.2)
+        assert host.alive, "the pass goes on"
+        with pytest.raises(EngineError, match="shut down"):
+            list(stream)
+    finally:
+        handle.remove()
+        over.set()
+    host.close()
+    assert not host.alive
+
+
 # A full disk
 
 

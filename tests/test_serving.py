@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import tiny_directions, tiny_model
-from serving import ask, events, free_port, inputs_of_a_run, serve
+from program import ask, events, free_port, inputs_of_a_run, started_program
 
 import ace_core as ace
 from ace_core import journal
@@ -24,9 +24,11 @@ from ace_core.ui import build_page, launch, serving
 from ace_core.ui.serving import PLOTLY_ROUTE, health
 from families import save_tiny
 
+ROOT = Path(__file__).resolve().parent.parent
 METHODS = [ace.Baseline(), ace.ACE(0.0)]
 SECRET = "xyzzy plugh, an unmistakable prompt"
-FIELDS = len(inputs_of_a_run(""))
+RUN = "generate"
+"""The handler that streams a run."""
 
 
 def ready(limits: Limits | None = None, policy: Policy | None = None) -> ModelHost:
@@ -120,13 +122,22 @@ def test_plotly_lies_beside_the_page_and_no_path_of_the_server_is_told(ada: http
     sources = {head for head in heads if "plotly" in head}
     assert sources == {f'<script src="{PLOTLY_ROUTE}"></script>'}, "relative, so that it works under any path"
     for text in (page, json.dumps(config)):
-        assert "site-packages" not in text and str(Path(__file__).parent.parent) not in text
+        assert "site-packages" not in text and str(ROOT) not in text
     script = ada.get(f"/{PLOTLY_ROUTE}")
     assert script.status_code == 200 and "immutable" in script.headers["cache-control"]
     assert script.content == serving._PLOTLY_JS.read_bytes()
 
 
 # What a policy refuses, whatever the page shows
+
+
+def read_as_upload(client: httpx.Client, path: str) -> str:
+    """What the page says of a file of prompts that was never uploaded."""
+    config = client.get("/config").json()
+    number = next(each["id"] for each in config["dependencies"] if (each["api_name"] or "").startswith("read_file"))
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [file, "harmful"], "fn_index": number, "session_hash": "forger"}
+    return client.post("/gradio_api/run/predict", json=body).text
 
 
 def upload(client: httpx.Client) -> httpx.Response:
@@ -138,6 +149,13 @@ def test_a_read_only_page_takes_no_file(ada: httpx.Client) -> None:
     assert reply.status_code == 403 and "read-only" in reply.text
 
 
+@pytest.mark.parametrize("path", ["/etc/passwd", str(ROOT / "app.py"), str(ROOT / "vectors"), "../app.py"])
+def test_no_file_of_the_server_can_be_fetched(ada: httpx.Client, path: str) -> None:
+    for route in (f"/gradio_api/file={path}", f"/gradio_api/file/{path}", f"/file={path}"):
+        reply = ada.get(route)
+        assert reply.status_code in (403, 404) and "root:" not in reply.text and "argparse" not in reply.text
+
+
 def test_uploads_stop_before_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     host = ready()
     page = build_page(host, None)
@@ -145,23 +163,24 @@ def test_uploads_stop_before_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -
     _, url, _ = launch(page, host, **address, prevent_thread_lock=True, quiet=True)
     with httpx.Client(base_url=url, timeout=60) as client:
         assert upload(client).status_code == 200
+        for path in ("/etc/passwd", str(ROOT / "assets/prompts/harmful.jsonl")):
+            assert "No such file or directory" not in (told := read_as_upload(client, path)) and "prompts" not in told
         monkeypatch.setattr(serving, "_free_bytes", lambda: serving._ROOM_FOR_UPLOADS - 1)
         assert upload(client).status_code == 507
     page.close(verbose=False)
     host.close()
 
 
-def answers(client: httpx.Client, inputs: int, outputs: int, data: list[Any], session: str, skip: int = 0) -> str:
-    ask(client, inputs, [outputs], data, session, skip)
+def answers(client: httpx.Client, name: str, session: str, data: list[Any] | None = None) -> str:
+    ask(client, name, session, data)
     return json.dumps(list(events(client, session)), ensure_ascii=False)
 
 
 def test_a_read_only_page_runs_but_neither_fits_nor_fetches(ada: httpx.Client) -> None:
-    assert "Done: 2 arms" in answers(ada, FIELDS, 3, inputs_of_a_run("Hello there"), "run")
-    assert "at most 16 tokens" in answers(ada, FIELDS, 3, inputs_of_a_run("Hello there", 64), "long")
-    fields = ["builtin", "builtin", 20, 0, "mean_difference", "last", "output", False, "ace"]
-    assert "fits and sweeps are off" in answers(ada, len(fields), 20, fields, "fit")
-    assert "fits and sweeps are off" in answers(ada, 2, 2, ["advbench", "harmful"], "hub")
+    assert "Done: 2 arms" in answers(ada, RUN, "run", inputs_of_a_run("Hello there"))
+    assert "at most 16 tokens" in answers(ada, RUN, "long", inputs_of_a_run("Hello there", 64))
+    for name in ("fit", "start", "load_hub"):
+        assert "fits and sweeps are off" in answers(ada, name, name)
 
 
 def test_the_host_itself_refuses() -> None:
@@ -246,21 +265,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_in_mid_stream_ends_it_with_a_sentence(number: int, tiny: str, tmp_path: Path) -> None:
-    with serve(tmp_path, "--model", tiny) as served:
-        with httpx.Client(base_url=served.url, timeout=60) as client:
-            ask(client, FIELDS, [3], inputs_of_a_run(SECRET, 512), "one")
+    files = tmp_path / "files"
+    files.mkdir()
+    with started_program(tmp_path, "--model", tiny, GRADIO_TEMP_DIR=str(files), TMPDIR=str(files)) as program:
+        with httpx.Client(base_url=program.url, timeout=60) as client:
+            ask(client, RUN, "one", inputs_of_a_run(SECRET, 512))
             told, sent = "", 0.0
             for message in events(client, "one"):
                 told += json.dumps(message)
                 if not sent and "Writing token" in told:
                     sent = time.monotonic()
-                    served.process.send_signal(number)
+                    program.process.send_signal(number)
         assert sent and "The model was shut down: reload the page." in told
-        assert served.process.wait(60) == 0
-        assert time.monotonic() - sent < 20
-        log = served.log.read_text("utf-8")
+        assert program.process.wait(60) == 0
+        assert time.monotonic() - sent < 60
+        log = program.log.read_text("utf-8")
         assert "Traceback" not in log and "xyzzy" not in log
-        lines = {line["event"]: line for line in served.journal()}
+        assert not [path for path in files.rglob("*") if path.is_file() and b"xyzzy" in path.read_bytes()]
+        lines = {line["event"]: line for line in program.journal()}
         assert lines["run failed"]["reason"] == "closed" and 0 < lines["run failed"]["tokens"] < 1024
         assert lines["model ready"]["seconds"] >= 0
         assert lines["shutting down"]["signal"] == signal.Signals(number).name
@@ -275,27 +297,27 @@ def test_a_hub_that_is_down_leaves_a_page_that_says_so(tmp_path: Path) -> None:
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(tmp_path / "home"),
     }
-    with serve(tmp_path, route="", **variables) as served:
+    with started_program(tmp_path, route="", **variables) as program:
         deadline = time.monotonic() + 120
-        while (reply := httpx.get(f"{served.url}/healthz", timeout=30)).status_code == 200:
+        while (reply := httpx.get(f"{program.url}/healthz", timeout=30)).status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert reply.status_code == 503 and reply.json()["status"] == "failed"
-        with httpx.Client(base_url=served.url, timeout=60) as client:
-            ask(client, FIELDS, [3], inputs_of_a_run("Hello"), "one")
+        with httpx.Client(base_url=program.url, timeout=60) as client:
+            ask(client, RUN, "one", inputs_of_a_run("Hello"))
             told = json.dumps(list(events(client, "one")))
         assert "nobody/nothing" in told and "Writing token" not in told
-        failed = next(line for line in served.journal() if line["event"] == "model failed")
+        failed = next(line for line in program.journal() if line["event"] == "model failed")
         assert "nobody/nothing" in failed["says"]
-        assert served.end() == 0 and "Traceback" not in served.log.read_text("utf-8")
+        assert program.end() == 0 and "Traceback" not in program.log.read_text("utf-8")
 
 
 @pytest.mark.slow
 def test_a_recorded_classroom_needs_no_model(tmp_path: Path) -> None:
-    with serve(tmp_path, "--classroom") as served:
-        with httpx.Client(base_url=served.url, timeout=60) as client:
-            ask(client, FIELDS, [3], inputs_of_a_run("Hello"), "one")
+    with started_program(tmp_path, "--classroom") as program:
+        with httpx.Client(base_url=program.url, timeout=60) as client:
+            ask(client, RUN, "one", inputs_of_a_run("Hello"))
             assert "recorded runs only" in json.dumps(list(events(client, "one")))
             assert upload(client).status_code == 403
-        assert served.end() == 0
-        assert not [line for line in served.journal() if line["event"].startswith("model")]
+        assert program.end() == 0
+        assert not [line for line in program.journal() if line["event"].startswith("model")]
