@@ -92,8 +92,8 @@ class Plan:
         self._arms = tuple(arms)
         self._read = read
         self._lengths = torch.tensor(list(prompt_lengths)).unsqueeze(1)
-        self._low = np.empty((len(arms), count, 1), np.float32)
-        self._high = np.empty_like(self._low)
+        self._low = torch.empty(len(arms), count, 1)
+        self._high = torch.empty_like(self._low)
         edited = [set(arm.blocks(count)) for arm in arms]
         if directions.site == "input" and any(not isinstance(arm.method, Baseline) for arm in arms):
             raise EngineError(
@@ -141,8 +141,8 @@ class Plan:
         out = copy.copy(self)
         out._arms = tuple(arm for plan in plans for arm in plan._arms)
         out._lengths = torch.cat([plan._lengths for plan in plans])
-        out._low = np.concatenate([plan._low for plan in plans])
-        out._high = np.concatenate([plan._high for plan in plans])
+        out._low = torch.cat([plan._low for plan in plans])
+        out._high = torch.cat([plan._high for plan in plans])
         out._blocks = [_BlockRows.joined(parts) for parts in zip(*(plan._blocks for plan in plans), strict=True)]
         out._scopes = {arm.tokens for arm in out._arms}
         out._read = any(plan._read for plan in plans)
@@ -188,7 +188,7 @@ class _Session:
         self._plan = plan
         self._where = plan._where(positions)
         self._before: list[Tensor] = []
-        self._after: list[Tensor] = []
+        self._edited: dict[int, Tensor] = {}
 
     def hook(self, index: int) -> Any:
         plan = self._plan
@@ -201,7 +201,6 @@ class _Session:
             before = geometry.component(hidden, rows.unit)
             self._before.append(before)
             if not rows.edits:
-                self._after.append(before)
                 return None
             where = self._where if self._where is None else self._where.to(hidden.device)
             if not rows.every_row:
@@ -209,20 +208,21 @@ class _Session:
                 where = active.expand(-1, before.shape[1]) if where is None else where & active
             # one row read for all arms becomes a row an arm here, by broadcasting
             edited = geometry.apply_edit(hidden, rows.unit, rows.remove, rows.add, before, where)
-            self._after.append(geometry.component(edited, rows.unit))
+            self._edited[index] = geometry.component(edited, rows.unit)
             return with_hidden(output, edited)
 
         return edit
 
     def readings(self) -> Readings:
         """Coordinates of the finished forward pass; empty arrays where nothing was read."""
-        return Readings(self._coordinates(self._before), self._coordinates(self._after))
-
-    def _coordinates(self, projections: list[Tensor]) -> np.ndarray:
-        plan = self._plan
-        if len(projections) != len(plan._blocks):
-            return np.empty((len(plan._arms), 0, 0), np.float32)
-        home = projections[0].device
-        rows = len(plan._arms)
-        stacked = torch.stack([p.to(home).expand(rows, -1) for p in projections], dim=1).cpu().numpy()
-        return geometry.coordinate(stacked, plan._low, plan._high)  # type: ignore[arg-type]
+        plan, rows = self._plan, len(self._plan._arms)
+        if len(self._before) != len(plan._blocks):
+            nothing = np.empty((rows, 0, 0), np.float32)
+            return Readings(nothing, nothing)
+        home = self._before[0].device
+        stacked = torch.stack([p.to(home).expand(rows, -1) for p in self._before], dim=1).cpu()
+        before = geometry.coordinate(stacked, plan._low, plan._high)
+        after = before.clone() if self._edited else before
+        for index, projection in self._edited.items():
+            after[:, index] = geometry.coordinate(projection.cpu(), plan._low[:, index], plan._high[:, index])
+        return Readings(before.numpy(), after.numpy())

@@ -4,7 +4,8 @@ Prints the median of several interleaved repeats of
 
 * four arms in one batch, float32 and the CPU's fast mode, against the same four run one after another through
   float32 ``model.generate`` with a hook;
-* hooks and read-outs at every block on against off;
+* hooks and read-outs at every block on against off. Both read the prompt once an arm: usually it is read once up
+  to the edited block, which unedited arms would share to the end and edited ones can't;
 * the decode loop against ``model.generate`` at the same batch.
 """
 
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,15 @@ class Bench:
     def rows(self, methods: list[Method]) -> list[Row]:
         return [Row(self.ids, Arm(m, self.layer), Sampling(max_new_tokens=self.tokens)) for m in methods]
 
-    def batch(self) -> None:
-        for _ in stream_rows(self.model, self.directions, self.rows(METHODS)):
+    def batch(self, share: bool = True) -> None:
+        model = self.model if share else replace(self.model, shares_prompts=False)
+        for _ in stream_rows(model, self.directions, self.rows(METHODS)):
             pass
 
-    def unread(self) -> None:
+    def unread(self, share: bool = True) -> None:
         """The same loop with no hook at all: four unedited rows, nothing read."""
-        for _ in stream_rows(self.model, self.directions, self.rows([ace.Baseline()] * 4), read=False):
+        model = self.model if share else replace(self.model, shares_prompts=False)
+        for _ in stream_rows(model, self.directions, self.rows([ace.Baseline()] * 4), read=False):
             pass
 
     def generate(self, batch: int = 4) -> None:
@@ -111,8 +115,12 @@ def main() -> None:
             "float32: four arms one after another through generate": usual.one_after_another,
             "float32: four arms in one batch": slow.batch,
             "fast mode: four arms in one batch": quick.batch,
-            "float32: hooks and read-outs off": slow.unread,
-            "fast mode: hooks and read-outs off": quick.unread,
+            "float32: hooks and read-outs on": partial(slow.batch, share=False),
+            "float32: hooks and read-outs off": partial(slow.unread, share=False),
+            "fast mode: hooks and read-outs on": partial(quick.batch, share=False),
+            "fast mode: hooks and read-outs off": partial(quick.unread, share=False),
+            "float32: our loop": slow.unread,
+            "fast mode: our loop": quick.unread,
             "float32: generate, batch of four": slow.generate,
             "fast mode: generate, batch of four": quick.generate,
         },
@@ -127,15 +135,13 @@ def main() -> None:
         "speed-up of one batch, float32": ratio(serial, "float32: four arms in one batch"),
         "speed-up of one batch, fast mode": ratio(serial, "fast mode: four arms in one batch"),
         "cost of hooks and read-outs, float32": ratio(
-            "float32: four arms in one batch", "float32: hooks and read-outs off"
+            "float32: hooks and read-outs on", "float32: hooks and read-outs off"
         ),
         "cost of hooks and read-outs, fast mode": ratio(
-            "fast mode: four arms in one batch", "fast mode: hooks and read-outs off"
+            "fast mode: hooks and read-outs on", "fast mode: hooks and read-outs off"
         ),
-        "loop against generate, float32": ratio("float32: hooks and read-outs off", "float32: generate, batch of four"),
-        "loop against generate, fast mode": ratio(
-            "fast mode: hooks and read-outs off", "fast mode: generate, batch of four"
-        ),
+        "loop against generate, float32": ratio("float32: our loop", "float32: generate, batch of four"),
+        "loop against generate, fast mode": ratio("fast mode: our loop", "fast mode: generate, batch of four"),
     }
     for name, values in times.items():
         print(f"{statistics.median(values) / arguments.tokens * 1000:8.1f} ms a token  {name}", file=sys.stderr)
