@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ace_core.host import ModelHost, Policy
 from ace_core.methods import parse_method
 from ace_core.prompts import Prompt
 from ace_core.runs import Run, RunSettings
-from ace_core.ui.api import arguments
+from ace_core.ui.api import arguments, attach, guarded
 from ace_core.ui.api.endpoints import Endpoints
 from ace_core.ui.api.fits import Fits
 
@@ -261,10 +261,7 @@ def test_an_unknown_event_ends_at_once(server: Server, http: httpx.Client) -> No
 def test_a_caller_who_leaves_frees_the_model(server: Server, http: httpx.Client) -> None:
     body = {"prompt": "Tell me a long story", "max_new_tokens": 512}
     assert call(http, server.url, "call/v2/compare", body, most=1).outcome == "left"
-    deadline = time.monotonic() + 60
-    while http.get(f"{server.url}/healthz", timeout=60).json()["running"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    settled(lambda: not http.get(f"{server.url}/healthz", timeout=60).json()["running"])
 
 
 def test_the_page_of_the_api_documents_three_endpoints(server: Server, http: httpx.Client) -> None:
@@ -296,6 +293,42 @@ def test_a_read_only_page_fits_nothing_and_a_recorded_one_runs_nothing() -> None
     with pytest.raises(gr.Error, match="recorded runs only"):
         Endpoints(recorded).project(request, "Hi")
     recorded.close()
+
+
+def test_a_call_leaves_nothing_in_gradio(http: httpx.Client) -> None:
+    host = ModelHost()
+    host.adopt(tiny_model("llama"), tiny_directions("llama"))
+    with gr.Blocks(analytics_enabled=False) as page:
+        attach(page, host)
+    page.queue()
+    arguments = {"app_kwargs": {"middleware": [guarded(page, unfollowed=2)]}, "ssr_mode": False, "quiet": True}
+    _, url, _ = page.launch(prevent_thread_lock=True, **arguments)
+    url, sessions, queue = url.rstrip("/"), page.state_holder.session_data, page._queue
+    kept = (sessions, queue.pending_messages_per_session, queue.pending_event_ids_session)
+    try:
+        for route, given in (("compare", {"max_new_tokens": 3}), ("compare", {"layer": 9}), ("project", {})):
+            call(http, url, f"call/v2/{route}", {"prompt": "Hi", **given})
+            settled(lambda: not any(kept))
+        long = {"prompt": "Hi", "max_new_tokens": 512}
+        assert call(http, url, "call/v2/compare", long, most=1).outcome == "left"
+        settled(lambda: not any(kept) and not host.active)
+        # nobody follows these
+        posts = [http.post(f"{url}/gradio_api/call/v2/compare", json=long, timeout=60) for _ in range(6)]
+        settled(lambda: host.active <= 2 and len(queue.pending_messages_per_session) == 2 and len(sessions) <= 2)
+        told = http.get(f"{url}/gradio_api/call/compare/{posts[-1].json()['event_id']}", timeout=60).text
+        assert "event: complete" in told
+        told = http.get(f"{url}/gradio_api/call/compare/{posts[0].json()['event_id']}", timeout=60).text
+        assert told.startswith("event: error")
+    finally:
+        page.close(verbose=False)
+        host.close()
+
+
+def settled(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_fits_are_forgotten_in_order_and_belong_to_one_model() -> None:

@@ -44,5 +44,5 @@ def _describe(function: BlockFunction) -> None:
         component.api_info()["additional_description"] = arguments[name]  # type: ignore[union-attr]
     for component in function.outputs:
         component.api_info().update(  # type: ignore[union-attr]
-            {"type": "object", "additionalProperties": {}, "additional_description": " ".join(result)}
+            {"type": "object", "additionalProperties": {}, "additional_description": "; ".join(result)}
         )

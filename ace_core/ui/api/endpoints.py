@@ -66,7 +66,7 @@ class Endpoints:
 
         A method is 'baseline', 'addition:A', 'ablation', 'affine_ablation', 'ace:A' or 'ace:A@REFERENCE', where the
         coefficient A is in class gaps, from -20 to 20, and REFERENCE is harmless, pooled, harmful or origin.
-        Coordinates are 0 at the harmless mean and 1 at the harmful mean.
+        Coordinates are those at the layer, after the edit: 0 at the harmless mean, 1 at the harmful mean.
 
         Args:
             prompt: What the user says, at most 4,000 characters.
@@ -83,9 +83,10 @@ class Endpoints:
             directions: A name that extract returned; empty is the model's own directions.
 
         Returns:
-            status (waiting, running, done), message, layer, and arms: label, method, coefficient, text, tokens (how
-            many), stop, verdict, coordinates (of the answer's tokens at the layer, after the edit). When done also run,
-            the complete record: every token, and coordinates at all blocks before and after the edit.
+            status (waiting, running or done) and message
+            layer
+            arms: label, method, coefficient, text, tokens (how many), stop, verdict, coordinates of the answer's tokens
+            run, when done: the record of all tokens, with coordinates at all blocks before and after the edit
         """
         with _sentences():
             state = self._ready()
@@ -155,9 +156,10 @@ class Endpoints:
             seed: Another one splits the prompts in another way.
 
         Returns:
-            status (running, done), message and fraction (0 to 1, or null). When done also directions (a name to pass
-            on; the newest are kept until the server ends), model, recommended_layer, split, notes, and layers: auroc
-            and d_prime of held-out prompts (null if unknown) and origin, the coordinate of the zero vector, a block.
+            status (running or done), message and fraction (0 to 1, or null)
+            directions, when done: a name to pass on; the newest are kept while the server runs
+            model, recommended_layer, split and notes
+            layers: auroc and d_prime of held-out prompts (null if unknown) and coordinate of the origin, a block each
         """
         with _sentences():
             state = self._ready()
@@ -205,8 +207,9 @@ class Endpoints:
             directions: A name that extract returned; empty is the model's own directions.
 
         Returns:
-            model, tokens (texts of the templated prompt's tokens), recommended_layer, and layers: layer and
-            coordinates, one a token.
+            model and recommended_layer
+            tokens: texts of the templated prompt's tokens
+            layers: layer and coordinates, one a token
         """
         with _sentences():
             state = self._ready()

@@ -22,18 +22,21 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ace_core.ui.api.events import Events
+
 __all__ = ["Guard", "guarded"]
 
 _MOST_BYTES = 1_000_000
 _DEEPEST = 16
 _SHOWN = 40
 _POSTED = re.compile(r"/gradio_api/(call/v2|call|run|api|queue/join)(?:/([^/]*))?/?$")
-_STREAMED = re.compile(r"/gradio_api/(call/(v2/)?[^/]+/[^/]+|queue/data)/?$")
+_STREAMED = re.compile(r"/gradio_api/(?:call/(?:v2/)?[^/]+/([^/]+)|queue/data)/?$")
+_EVENT = re.compile(rb'"event_id":\s*"([^"]+)"')
 
 
-def guarded(page: gr.Blocks) -> Middleware:
+def guarded(page: gr.Blocks, **arguments: Any) -> Middleware:
     """The guard of a page, for ``launch(app_kwargs={"middleware": [...]})``."""
-    return Middleware(Guard, page=page)
+    return Middleware(Guard, page=page, **arguments)
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,11 @@ class Guard:
     Args:
         app: what it stands before.
         page: whose public events are the endpoints.
+        unfollowed: how many calls may be asked for whose stream nobody follows; older ones are ended.
     """
 
-    def __init__(self, app: ASGIApp, page: gr.Blocks) -> None:
-        self._app, self._page = app, page
+    def __init__(self, app: ASGIApp, page: gr.Blocks, unfollowed: int = 128) -> None:
+        self._app, self._page, self._events = app, page, Events(page, unfollowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope.get("method")
@@ -62,10 +66,11 @@ class Guard:
             except _Refusal as refusal:
                 await JSONResponse({"detail": refusal.sentence}, refusal.status)(scope, receive, send)
                 return
+            named, body = path is not None, json.dumps(payload).encode()
             path = scope["path"] if path is None else scope["path"][: posted.start()] + path
-            await self._app(*_replayed(scope, receive, path, json.dumps(payload).encode()), send)
-        elif method == "GET" and _STREAMED.search(scope["path"]):
-            await self._streamed(scope, receive, send)
+            await self._app(*_replayed(scope, receive, path, body), self._noting(send) if named else send)
+        elif method == "GET" and (streamed := _STREAMED.search(scope["path"])):
+            await self._streamed(scope, receive, send, streamed[1])
         else:
             await self._app(scope, receive, send)
 
@@ -77,8 +82,8 @@ class Guard:
             if function is None:
                 raise _Refusal(404, f"There is no endpoint '{name[:_SHOWN]}': call {', '.join(self._public())}.")
             arguments = payload if route == "call/v2" else payload.get("data")
-            session = {} if route == "call/v2" else {"session_hash": payload.get("session_hash")}
-            return f"/gradio_api/call/{name}", {"data": _arguments(function, arguments), **session}
+            # no session: a call must not write into somebody's page
+            return f"/gradio_api/call/{name}", {"data": _arguments(function, arguments)}
         index = payload.get("fn_index")
         function = functions.get(index) if isinstance(index, int) else None
         if function is None:
@@ -98,9 +103,22 @@ class Guard:
         functions = self._page.fns.values()
         return {str(f.api_name): f for f in functions if f.api_visibility == "public" and f.fn is not None}
 
-    async def _streamed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An unknown event ends its stream with an error event; what Gradio raises after that would only be logged."""
+    def _noting(self, send: Send) -> Send:
+        async def noted(message: Message) -> None:
+            if event := _EVENT.search(message.get("body", b"")):
+                await self._events.asked(event[1].decode())
+            await send(message)
+
+        return noted
+
+    async def _streamed(self, scope: Scope, receive: Receive, send: Send, event: str | None) -> None:
+        """An unknown event ends its stream with an error event; what Gradio raises after that would only be logged.
+
+        The event is forgotten at the end; None is the stream of a whole session, which has a page.
+        """
         begun = False
+        if event is not None:
+            self._events.followed(event)
 
         async def watched(message: Message) -> None:
             nonlocal begun
@@ -113,6 +131,9 @@ class Guard:
             if not (begun and _of_http(error)):
                 raise
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if event is not None:
+                self._events.forget(event)
 
 
 def _of_http(error: BaseException | None) -> bool:
