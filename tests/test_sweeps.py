@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from ace_core.prompts import load_builtin
 from ace_core.scoring import verdict
 from ace_core.store import save_directions
 from ace_core.sweeps.figures import COSTS_TITLE, sweep_figures
+from ace_core.sweeps.images import literal, write_images
 from ace_core.sweeps.judge import Judgement
 from ace_core.sweeps.parts import finish, lone_launch, merge, part_of_launch
 from ace_core.sweeps.plan import Cell, Condition, Place, SweepPlan, SweepPrompt, coarse_to_fine
@@ -443,6 +445,24 @@ def test_the_report_is_whole_escaped_and_says_its_numbers(tmp_path: Path) -> Non
     assert len(sweep_figures(summary)) == 3
     with pytest.raises(EngineError, match="no sweep in"):
         write_report(tmp_path / "nowhere")
+
+
+def test_images_are_drawn_or_it_is_said_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small(methods=("ace", "addition"))
+    pictures = sweep_figures(SweepSummary(plan, synthetic(plan, standardised)))
+    assert "var(" in str(pictures[0].figure) and "var(" not in str(literal([p.figure for p in pictures]))
+    try:
+        import kaleido  # noqa: F401
+    except ImportError:
+        paths, why = write_images(tmp_path, pictures)
+        assert paths == [] and "pip install kaleido" in why and not list(tmp_path.iterdir())
+        return
+    if browser := shutil.which("chromium"):
+        monkeypatch.setenv("BROWSER_PATH", browser)
+    paths, why = write_images(tmp_path, pictures)
+    assert bool(paths) != bool(why)
+    for path, picture in zip(paths, pictures, strict=bool(paths)):
+        assert f'width="1000" height="{picture.figure["layout"]["height"]}"' in path.read_text("utf-8")[:400]
 
 
 def test_a_layer_map_needs_no_answers(tmp_path: Path) -> None:

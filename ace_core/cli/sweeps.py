@@ -74,6 +74,9 @@ def sweep(
         str | None, typer.Option(help="The judge's name at --judge-url, or a local model if there is no address.")
     ] = None,
     system_prompts: Annotated[bool, typer.Option(help="Also run system prompts in place of steering.")] = True,
+    images: Annotated[
+        bool, typer.Option("--images", help="Also write the figures as SVG; needs kaleido and a Chrome.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in the folder.")] = False,
     batch_size: BatchOption = 48,
     precision: PrecisionOption = "auto",
@@ -132,6 +135,14 @@ def sweep(
             left = "" if event.seconds_left is None else f", about {event.seconds_left:.0f} s left"
             say(f"{event.message}, {event.done} of {event.total} cells{left}", event.fraction)
     summary, written = finish(folder)
+    if images and written:
+        from ace_core.sweeps.figures import sweep_figures
+        from ace_core.sweeps.images import write_images
+
+        drawn, why = write_images(out, sweep_figures(summary))
+        written = [*drawn, *written]
+        if why:
+            say(why)
     _show(summary, written, as_json)
 
 
