@@ -92,27 +92,35 @@ def drag(browser: Browser, folder: Path, points: int, frames: int) -> dict[str, 
         page.locator(".ace-geo input[value=addition]").check(timeout=PATIENCE)
         shown = page.locator(".ace-geo-cloud path").count()
         page.evaluate(DRAG, 20)
-        spent = _processor_seconds(page)
+        spent = Spent(page)
         times = page.evaluate(DRAG, frames)
-        spent = _processor_seconds(page) - spent
+        milliseconds = spent() / frames
     finally:
         page.close()
         blocks.close()
     return {
         "points": shown,
-        "drag, mean ms of the page's processor time": 1000 * spent / frames,
+        "drag, mean ms of the page's processor time": milliseconds,
         "drag, median ms of work": statistics.median(times["work"]),
         "drag, 95th percentile ms of work": statistics.quantiles(times["work"], n=20)[-1],
         "drag, median ms between frames": statistics.median(times["frame"]),
     }
 
 
-def _processor_seconds(page: Page) -> float:
-    """What the page's main thread has computed so far, painting included and other programs not."""
-    session = page.context.new_cdp_session(page)
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})
-    metrics = session.send("Performance.getMetrics")["metrics"]
-    return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
+class Spent:
+    """What a page's main thread computes from now on, in milliseconds: painting included, other programs not."""
+
+    def __init__(self, page: Page) -> None:
+        self._session = page.context.new_cdp_session(page)
+        self._session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        self._before = self._total()
+
+    def __call__(self) -> float:
+        return 1000 * (self._total() - self._before)
+
+    def _total(self) -> float:
+        metrics = self._session.send("Performance.getMetrics")["metrics"]
+        return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
 
 
 @contextmanager
@@ -149,10 +157,10 @@ def paint(browser: Browser, repeats: int) -> dict[str, float]:
             context = browser.new_context(viewport={"width": 1440, "height": 900})
             context.add_init_script(WATCH)
             page = context.new_page()
-            page.context.new_cdp_session(page).send("Performance.enable", {"timeDomain": "threadTicks"})
+            busy = Spent(page)
             page.goto(url, timeout=PATIENCE, wait_until="commit")
             page.wait_for_function("window.seen && 'answers' in window.seen", timeout=PATIENCE)
-            spent.append(1000 * _processor_seconds(page))
+            spent.append(busy())
             loading += page.locator("#model-card .ace-card").get_attribute("data-status") == "loading"
             page.wait_for_load_state()
             entries = page.evaluate("performance.getEntriesByType('paint').map((one) => [one.name, one.startTime])")
