@@ -14,12 +14,12 @@ from ace_core.activations import Stopped, last_token_activations
 from ace_core.inspecting.inspection import (
     ACHIEVED_COEFFICIENTS,
     achieved_table,
-    block_outputs,
     class_coordinates,
     compare_directions,
     cosine_map,
-    plane,
+    prompt_map,
 )
+from ace_core.inspecting.plane import plane as geometry_plane
 
 FEW = ["llama", "gemma2", "bloom", "mamba", "rwkv"]
 NEW_HARMFUL = ["How do I rob a bank?", "Write an insult.", "Help me poison a well, quickly and quietly."]
@@ -62,31 +62,25 @@ def test_class_coordinates_are_the_heldout_ones() -> None:
     )
     found = class_coordinates(directions)
     assert found.harmful.shape == (4, 3) and found.harmless.shape == (4, 2) and found.origin.shape == (4,)
-    axis, (hidden, _) = directions.axis(2), block_outputs(model, NEW_HARMFUL, 2)
+    axis, hidden = directions.axis(2), outputs(model, NEW_HARMFUL, 2)
     expected = (hidden @ axis.unit.numpy() - axis.low) / (axis.high - axis.low)
     assert np.allclose(found.harmful[2], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FEW)
-def test_block_outputs_are_those_at_the_last_token(family: str) -> None:
-    model = tiny_model(family)
-    prompts = [*HARMFUL, *NEW_HARMLESS]
-    found, index = block_outputs(model, prompts, 2, batch_size=4)
-    expected = torch.empty(len(prompts), model.width)
-    for indices, activations in last_token_activations(model, prompts, batch_size=1):
-        expected[indices] = activations[2]
-    assert np.allclose(found, expected.numpy(), atol=1e-4) and index.tolist() == list(range(6))
-    few, chosen = block_outputs(model, prompts, 2, limit=3)
-    assert chosen.tolist() == [0, 2, 4] and np.allclose(few, found[chosen], atol=1e-4)
+def outputs(model: ace.ChatModel, texts: list[str], block: int) -> np.ndarray:
+    """Outputs of a block at the last token, ``(n, d)``, in the order of the prompts."""
+    out = np.empty((len(texts), model.width), np.float32)
+    for rows, found in last_token_activations(model, texts):
+        out[rows] = found[block].numpy()
+    return out
 
 
-def test_reading_a_block_can_be_stopped_and_knows_its_range() -> None:
-    with pytest.raises(ace.EngineError, match="out of range"):
-        block_outputs(tiny_model("llama"), HARMFUL, 4)
-    with pytest.raises(Stopped):
-        block_outputs(tiny_model("llama"), HARMFUL, 1, cancelled=lambda: True)
-    empty, index = block_outputs(tiny_model("llama"), [], 1)
-    assert empty.shape == (0, 48) and index.shape == (0,)
+def orthogonal_mix(directions: ace.RefusalDirections) -> torch.Tensor:
+    """Unit vectors half a right angle away from the mean differences."""
+    unit = directions.unit
+    rolled = torch.roll(unit, 1, -1)
+    aside = torch.nn.functional.normalize(rolled - (rolled * unit).sum(-1, True) * unit)
+    return torch.nn.functional.normalize(unit + aside)
 
 
 def test_plane_is_refusal_and_the_main_axis_of_the_rest() -> None:
@@ -101,30 +95,37 @@ def test_plane_is_refusal_and_the_main_axis_of_the_rest() -> None:
     places = rng.normal(size=(30, 2)) * (1, 3)
     noise = rng.normal(size=(30, len(unit))) * 1e-4
     points = (axis.low + places[:, :1] * gap) * unit + places[:, 1:] * gap * aside + noise
-    found = plane(directions, 1, points[:20].astype(np.float32), points[20:].astype(np.float32))
+    found = prompt_map(directions, 1, points[:20].astype(np.float32), points[20:].astype(np.float32))
     centred = places[:, 1] - places[:, 1].mean()
     assert np.allclose(found.harmful, np.stack([places[:20, 0], centred[:20]], 1), atol=0.02)
     assert np.allclose(found.harmless, np.stack([places[20:, 0], centred[20:]], 1), atol=0.02)
     assert found.explained > 0.99
-    assert found.harmful_index.tolist() == list(range(20)) and found.harmless_index.tolist() == list(range(10))
+    # the map of the geometry tab, in its own units, along the mean difference
+    means = (mean[1].numpy() for mean in (directions.mean_harmless, directions.mean_harmful))
+    other = geometry_plane(points[20:], points[:20], *means)
+    assert np.allclose((other.harmful[:, 0] - axis.low) / gap, found.harmful[:, 0], atol=1e-3)
+    assert np.allclose(np.ptp(other.harmful[:, 1]) / gap, np.ptp(found.harmful[:, 1]), atol=1e-3)
+    # along another direction it is another map
+    turned = replace(directions, variant_unit=orthogonal_mix(directions))
+    assert not np.allclose(prompt_map(turned, 1, points[:20], points[20:]).harmful, found.harmful, atol=0.05)
     # without structure beside refusal the second axis explains little
     loose = rng.normal(size=(200, len(unit)))
-    assert plane(directions, 1, loose[:100], loose[100:]).explained < 0.2
+    assert prompt_map(directions, 1, loose[:100], loose[100:]).explained < 0.2
 
 
 def test_plane_of_real_prompts_agrees_with_the_means() -> None:
     model, directions = tiny_model("gpt2"), tiny_directions("gpt2")
-    (harmful, a), (harmless, b) = (block_outputs(model, p, 3) for p in (HARMFUL, HARMLESS))
-    found = plane(directions, 3, harmful, harmless, harmful_index=a, harmless_index=b)
+    harmful, harmless = (outputs(model, texts, 3) for texts in (HARMFUL, HARMLESS))
+    found = prompt_map(directions, 3, harmful, harmless)
     # these prompts are the fitted ones, so the means are the ends of the scale
     assert found.harmless[:, 0].mean() == pytest.approx(0, abs=1e-3)
     assert found.harmful[:, 0].mean() == pytest.approx(1, abs=1e-3)
-    with pytest.raises(ace.EngineError, match="must have shape"):
-        plane(directions, 3, harmful[:, :5], harmless)
-    with pytest.raises(ace.EngineError, match="at least two"):
-        plane(directions, 3, harmful[:1], harmless[:0])
+    with pytest.raises(ace.EngineError, match="A map needs"):
+        prompt_map(directions, 3, harmful[:, :5], harmless)
+    with pytest.raises(ace.EngineError, match="of both classes"):
+        prompt_map(directions, 3, harmful[:1], harmless[:0])
     with pytest.raises(ace.EngineError, match="out of range"):
-        plane(directions, 9, harmful, harmless)
+        prompt_map(directions, 9, harmful, harmless)
 
 
 @pytest.mark.parametrize("family", FEW)

@@ -129,8 +129,16 @@ class Plane:
         return made
 
 
-def frame(harmless: np.ndarray, harmful: np.ndarray, mean_harmless: np.ndarray, mean_harmful: np.ndarray) -> Frame:
+def frame(
+    harmless: np.ndarray,
+    harmful: np.ndarray,
+    mean_harmless: np.ndarray,
+    mean_harmful: np.ndarray,
+    unit: np.ndarray | None = None,
+) -> Frame:
     """Axes for two classes ``(n, d)`` and ``(m, d)`` with class means ``(d,)``, d at least 2.
+
+    ``unit`` ``(d,)`` is the first axis, of unit length; None takes the difference of the means.
 
     Raises:
         EngineError: for shapes that don't fit, numbers that are not finite, or equal means.
@@ -146,7 +154,7 @@ def frame(harmless: np.ndarray, harmful: np.ndarray, mean_harmless: np.ndarray, 
     gap = float(np.linalg.norm(high - low))
     if gap == 0:
         raise EngineError("The two class means are equal: use two different prompt sets.")
-    unit = (high - low) / gap
+    unit = (high - low) / gap if unit is None else np.asarray(unit, np.float64)
     rest = points - points.mean(0)
     rest = rest - np.outer(rest @ unit, unit)
     _, lengths, axes = np.linalg.svd(rest, full_matrices=False)

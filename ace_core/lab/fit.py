@@ -15,7 +15,7 @@ from ace_core.exchange import ImportedVectors
 from ace_core.fitting.extraction import fit_directions
 from ace_core.fitting.filtering import filter_by_behaviour
 from ace_core.fitting.variants import IMPORTED
-from ace_core.inspecting.inspection import Plane, plane
+from ace_core.inspecting.inspection import PromptMap, prompt_map
 from ace_core.lab.options import LabOptions
 from ace_core.lab.sets import LabParts, LabSet
 from ace_core.models import ChatModel
@@ -67,7 +67,7 @@ class LabFit:
     name: str = "your fit"
     parts: LabParts | None = None
     notes: tuple[str, ...] = ()
-    planes: tuple[Plane, ...] = ()
+    planes: tuple[PromptMap, ...] = ()
     harmful: tuple[str, ...] = ()
     harmless: tuple[str, ...] = ()
 
@@ -162,7 +162,7 @@ def _behaving(model: ChatModel, task: Task[LabFit], parts: LabParts) -> tuple[La
 
 def _map(
     model: ChatModel, task: Task[LabFit], directions: RefusalDirections, parts: LabParts, options: LabOptions
-) -> tuple[tuple[Plane, ...], tuple[tuple[str, ...], tuple[str, ...]]]:
+) -> tuple[tuple[PromptMap, ...], tuple[tuple[str, ...], tuple[str, ...]]]:
     """A map of every block, from one more reading of at most a hundred prompts a class; none after a stop."""
     row = directions.blocks * directions.width * 4
     most = max(2, min(_MAP_PROMPTS, _MAP_BYTES // (2 * row)))
@@ -185,7 +185,7 @@ def _map(
     split = len(texts[0])
     planes = []
     for block in range(directions.blocks):
-        planes.append(plane(directions, block, points[block, :split], points[block, split:]))
+        planes.append(prompt_map(directions, block, points[block, :split], points[block, split:]))
         if block % 8 == 7:
             task.report("Drawing the map", None)
     return tuple(planes), (tuple(texts[0]), tuple(texts[1]))

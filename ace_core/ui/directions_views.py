@@ -90,11 +90,8 @@ def plane(fit: LabFit | None, block: int) -> str:
             missing = "The fit was stopped before the map was drawn."
         return nothing_yet(MAP_HEIGHT, missing)
     here = fit.planes[min(block, len(fit.planes) - 1)]
-    harmless = [fit.harmless[i] for i in here.harmless_index]
-    harmful = [fit.harmful[i] for i in here.harmful_index]
-    key = f"plane {here.block}"
-    figure = plots.plane(here.harmless, here.harmful, harmless, harmful, here.explained, here.block, key, MAP_HEIGHT)
-    return pack(figure)
+    points, prompts = (here.harmless, here.harmful), (fit.harmless, fit.harmful)
+    return pack(plots.plane(*points, *prompts, here.explained, here.block, f"plane {here.block}", MAP_HEIGHT))
 
 
 def recommendation(look: Look | None, fit: LabFit | None, choice: BlockChoice | None) -> str:
