@@ -354,9 +354,10 @@ def problems(samples: list[Sample], begun: float, ended: float, tally: Tally, lo
         if (left := getattr(last, name)) > getattr(samples[0], name) + spared.get(name, 0):
             found.append(f"{left} {name} left when everybody had gone, {getattr(samples[0], name)} before")
     for name in ("threads", "files"):
-        most = max(getattr(s, name) for s in first)
+        # in a short run the pools of threads are still growing, and they shrink only with use
+        most = max(getattr(s, name) for s in (first if long else busy))
         if getattr(last, name) > most + 2:
-            found.append(f"{getattr(last, name)} {name} left, at most {most} in the first {early:.0f} s")
+            found.append(f"{getattr(last, name)} {name} left, at most {most} while they filled")
     then, now = memory(samples, begun + early, 15 if long else lasted / 4), memory(samples, ended, 45 if long else 10)
     if now > limit * then:
         found.append(f"memory grew from {then / 2**20:.0f} to {now / 2**20:.0f} MiB, {now / then:.3f} times")
