@@ -233,6 +233,8 @@ def fuzz(url: str, calls: int, chosen: int) -> tuple[Counter[str], list[float]]:
             reply = call(client, url, request.route, request.body, seconds=DEADLINE, most=request.most)
             seconds.append(time.monotonic() - begun)
             counts[f"{request.route}: {reply.outcome} {reply.status}"] += 1
+            if len(seconds) % 100 == 0:
+                print(f"{len(seconds)} of {calls} calls", file=sys.stderr, flush=True)
             bad = problem(reply) or ("no result" if request.right and reply.sentence else None)
             assert bad is None, f"{bad} after {request.route} {request.body[:300]!r}"
 

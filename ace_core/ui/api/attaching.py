@@ -43,6 +43,7 @@ def _describe(function: BlockFunction) -> None:
         component.label = name  # type: ignore[union-attr]
         component.api_info()["additional_description"] = arguments[name]  # type: ignore[union-attr]
     for component in function.outputs:
+        component.label = "result"  # type: ignore[union-attr]
         component.api_info().update(  # type: ignore[union-attr]
             {"type": "object", "additionalProperties": {}, "additional_description": "; ".join(result)}
         )
