@@ -4,7 +4,12 @@ Prints
 
 * the time of extracting class means from 256 prompts over that of bare forward passes of the same batches, both from
   token ids on and with tokenising, as medians of interleaved repeats;
-* peak memory of a process that extracts from 256 and from 4,096 prompts, which should hardly differ.
+* peak memory of fresh processes that extract from 256 and from 4,096 prompts, which should hardly differ. Unless
+  ``--memory-model`` names one, they run a model of the default one's 30 blocks and width but thin inside, since what
+  could pile up are its activations: 69 KB a prompt, 265 MiB more at 4,096. A third process does pile them up, to show
+  that the measurement would see it.
+
+``--memory-only`` leaves the times out.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import ace_core as ace
@@ -29,6 +36,9 @@ from ace_core.activations import position_activations
 from ace_core.fitting.collecting import ClassCollector, collect
 from ace_core.models import ChatModel
 from ace_core.prompts import load_builtin
+from families import tiny_tokenizer
+
+_THIN = "thin"
 
 
 def prompts(count: int) -> list[str]:
@@ -91,11 +101,43 @@ def ratios(model: ChatModel, count: int, batch_size: int, repeats: int) -> dict[
     }
 
 
-def peak_mib(arguments: argparse.Namespace, count: int) -> float:
-    """Peak resident memory of a fresh process that extracts from ``count`` prompts, MiB."""
-    command = [sys.executable, __file__, "--model", arguments.model, "--batch-size", str(arguments.batch_size)]
-    done = subprocess.run([*command, "--alone", str(count)], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+def thin_model() -> ChatModel:
+    """A random model whose residual stream is as large as the default model's, and little else."""
+    settings = {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "intermediate_size": 16,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": len(tiny_tokenizer()),
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **settings)).eval()
+    return ace.wrap(network, tiny_tokenizer(), name="thin", model_id="thin")
+
+
+def alone(arguments: argparse.Namespace) -> float:
+    """Peak resident memory of this process after extracting from so many prompts, MiB."""
+    # short, since a byte is a token to the thin model
+    name, texts = arguments.memory_model, [f"Say {i}" for i in range(arguments.alone)]
+    model = thin_model() if name == _THIN else ace.load_model(name, precision="float32")
+    if arguments.hoard:
+        kept = [activations for _, activations in position_activations(model, texts, batch_size=arguments.batch_size)]
+        assert sum(part.shape[1] for part in kept) == len(texts)
+    else:
+        extract(model, texts, arguments.batch_size)
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+
+
+def peak_mib(arguments: argparse.Namespace, count: int, *more: str) -> float:
+    """:func:`alone` in a fresh process."""
+    command = [sys.executable, __file__, "--memory-model", arguments.memory_model]
+    command += ["--batch-size", str(arguments.batch_size), "--alone", str(count), *more]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main() -> None:
@@ -103,18 +145,24 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--memory", type=int, nargs="*", default=[256, 4096], help="prompts to measure memory at")
+    parser.add_argument("--memory-model", default=_THIN, help="model of the memory measurement; default: a thin one")
+    parser.add_argument("--memory-only", action="store_true")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--hoard", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
-        extract(ace.load_model(arguments.model, precision="float32"), prompts(arguments.alone), arguments.batch_size)
-        # kilobytes on Linux, bytes on macOS
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2))
+        print(alone(arguments))
         return
-    model = ace.load_model(arguments.model, precision="float32")
-    result = ratios(model, arguments.prompts, arguments.batch_size, arguments.repeats)
+    result: dict[str, float] = {}
+    if not arguments.memory_only:
+        model = ace.load_model(arguments.model, precision="float32")
+        result = ratios(model, arguments.prompts, arguments.batch_size, arguments.repeats)
     result |= {f"peak MiB at {count} prompts": peak_mib(arguments, count) for count in arguments.memory}
+    if arguments.memory:
+        most = max(arguments.memory)
+        result[f"peak MiB at {most} prompts, all activations kept"] = peak_mib(arguments, most, "--hoard")
     print(json.dumps({name: round(value, 3) for name, value in result.items()}, indent=2))
 
 
