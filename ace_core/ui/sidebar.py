@@ -81,7 +81,8 @@ def build(state: HostState, settings: RunSettings, blocks: int) -> Sidebar:
                 value=settings.coefficient,
                 step=0.05,
                 label="ACE coefficient α",
-                info="Where ACE puts every token, from the point below: 0 is the harmless mean, 1 the harmful mean.",
+                info="Where ACE puts every token, in class gaps from the point below; from the harmless mean, 1 is the "
+                "harmful mean.",
                 elem_id="coefficient",
                 buttons=[],
             )
