@@ -32,12 +32,12 @@ def main() -> None:
     journal_to_stderr()
     try:
         settings = Settings.read(model=arguments.model, classroom=arguments.classroom)
+        tell("starting", model=settings.model, classroom=settings.classroom, read_only=settings.read_only)
+        host = create_host(settings.limits, settings.policy)
+        if settings.policy.runs:
+            host.load(settings.model, precision=arguments.precision, device=arguments.device, vectors=arguments.vectors)
     except EngineError as error:
         parser.exit(2, f"{error}\n")
-    tell("starting", model=settings.model, classroom=settings.classroom, read_only=settings.read_only)
-    host = create_host(settings.limits, settings.policy)
-    if settings.policy.runs:
-        host.load(settings.model, precision=arguments.precision, device=arguments.device, vectors=arguments.vectors)
     page = build_page(host, load_recorded())
     try:
         launch(
