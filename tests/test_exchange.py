@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import html
 import io
 import json
@@ -656,6 +657,45 @@ def test_export_is_what_llama_cpp_takes(tmp_path: Path) -> None:
         table[il - 1] = tensors[f"direction.{il}"]
     for il in range(1, directions.blocks):
         assert np.array_equal(table[il - 1], directions.direction[il].numpy())
+
+
+def test_llama_cpp_reads_the_export(tmp_path: Path) -> None:
+    """Its own reader, by the calls that its control-vector loader makes; needs ``xllamacpp``."""
+    ggml = ctypes.CDLL(pytest.importorskip("xllamacpp.xllamacpp").__file__)
+
+    class Options(ctypes.Structure):
+        _fields_ = [("no_alloc", ctypes.c_bool), ("context", ctypes.POINTER(ctypes.c_void_p))]
+
+    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
+    for name, result, arguments in (
+        ("gguf_init_from_file", pointer, [text, Options]),
+        ("gguf_get_n_tensors", number, [pointer]),
+        ("gguf_get_tensor_name", text, [pointer, number]),
+        ("gguf_find_key", number, [pointer, text]),
+        ("gguf_get_val_str", text, [pointer, number]),
+        ("ggml_get_tensor", pointer, [pointer, text]),
+        ("ggml_nelements", number, [pointer]),
+        ("ggml_n_dims", ctypes.c_int, [pointer]),
+        ("ggml_get_data_f32", ctypes.POINTER(ctypes.c_float), [pointer]),
+    ):
+        getattr(ggml, name).restype, getattr(ggml, name).argtypes = result, arguments
+
+    directions = tiny_directions("llama")
+    report = export_gguf(directions, tmp_path / "v.gguf", all_blocks=True, coefficient=0.5)
+    context = ctypes.c_void_p()
+    file = ggml.gguf_init_from_file(str(report.path).encode(), Options(False, ctypes.pointer(context)))
+    assert file and context
+    assert ggml.gguf_get_val_str(file, ggml.gguf_find_key(file, b"general.architecture")) == b"controlvector"
+    assert ggml.gguf_get_n_tensors(file) == directions.blocks - 1
+    for index in range(directions.blocks - 1):
+        name = ggml.gguf_get_tensor_name(file, index)
+        tensor = ggml.ggml_get_tensor(context, name)
+        assert ggml.ggml_n_dims(tensor) == 1 and ggml.ggml_nelements(tensor) == directions.width
+        values = np.ctypeslib.as_array(ggml.ggml_get_data_f32(tensor), (directions.width,))
+        block = int(name.decode().removeprefix("direction."))
+        assert np.array_equal(values, 0.5 * directions.direction[block].numpy())
+    report.path.write_bytes(report.path.read_bytes()[:100])
+    assert not ggml.gguf_init_from_file(str(report.path).encode(), Options(True, None))
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_a_third_set_gives_a_point_to_start_from(host: ModelHost) -> None:
 def test_two_directions_side_by_side(host: ModelHost) -> None:
     """The last instruction token against the last template token, and everything that is written is only text."""
     ends = [fitted(host, request(position=position)).directions for position in ("instruction", "last")]
-    found = lab.beside(*ends, ("<b>mine</b> ${x}", "the model's own"))
+    found = lab.beside(ends[0], ends[1], ("<b>mine</b> ${x}", "the model's own"))
     units = [d.direction_of_means.double() / d.direction_of_means.double().norm(dim=-1, keepdim=True) for d in ends]
     np.testing.assert_allclose(found.cosines, (units[0] * units[1]).sum(-1).numpy(), atol=1e-5)
     assert np.abs(found.cosines).max() < 0.999, "different positions"
