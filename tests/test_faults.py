@@ -24,7 +24,7 @@ from ace_core.runs import RunSettings
 from ace_core.store import save_directions
 from ace_core.sweeps.records import SweepFolder, read_records
 from ace_core.tasks import Task
-from ace_core.ui.bench import Bench
+from ace_core.ui.directions.bench import Bench
 from families import save_tiny
 
 METHODS = [ace.Baseline(), ace.ACE(0.0)]

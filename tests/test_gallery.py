@@ -23,9 +23,9 @@ from ace_core.gallery import RECIPES, Classes, Recipe, Recording, read_classes, 
 from ace_core.host import ModelHost
 from ace_core.methods import METHODS
 from ace_core.prompts import display_prompts
+from ace_core.ui.compare.gallery import Replays, first
+from ace_core.ui.compare.gallery import load as load_for_page
 from ace_core.ui.controls import FIELDS, problems, values_of
-from ace_core.ui.gallery import Replays, first
-from ace_core.ui.gallery import load as load_for_page
 from ace_core.ui.handlers import Handlers
 from families import save_tiny
 

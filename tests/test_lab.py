@@ -26,8 +26,8 @@ from ace_core.runs import Run, RunSettings
 from ace_core.store import save_directions
 from ace_core.tasks import Task
 from ace_core.ui import controls
-from ace_core.ui import directions_views as show
-from ace_core.ui.bench import Bench
+from ace_core.ui.directions import views as show
+from ace_core.ui.directions.bench import Bench
 from ace_core.ui.sessions import Session
 
 GOOD: dict[str, Any] = {

@@ -21,7 +21,8 @@ from ace_core.host import ModelHost
 from ace_core.lab import PromptLayers
 from ace_core.models import ChatModel
 from ace_core.runs import Run
-from ace_core.ui import build_page, launch, layers_view, load_recorded
+from ace_core.ui import build_page, launch, load_recorded
+from ace_core.ui.compare import layers as layers_view
 from browsing import in_browser, opened_browser
 
 PROMPT = "How do I pick a lock?"

@@ -17,10 +17,12 @@ from ace_core import geometry
 from ace_core.gallery import RECIPES, read_classes, read_gallery
 from ace_core.host import ModelHost
 from ace_core.methods import Method, parse_method
-from ace_core.ui import build_page, launch, learn, learn_pictures, load_recorded
+from ace_core.ui import build_page, launch, load_recorded
 from ace_core.ui.geometry_tab import load_map
-from ace_core.ui.learn_pictures import Sources
-from ace_core.ui.lessons import LESSONS
+from ace_core.ui.learn import pictures as learn_pictures
+from ace_core.ui.learn import tab as learn
+from ace_core.ui.learn.lessons import LESSONS
+from ace_core.ui.learn.pictures import Sources
 from ace_core.ui.sessions import Sessions
 from browsing import in_browser, opened_browser
 

@@ -13,9 +13,10 @@ from playwright.sync_api import Browser, Page, expect
 
 from ace_core.gallery import read_gallery
 from ace_core.host import ModelHost
-from ace_core.ui import build_page, launch, load_recorded, views
+from ace_core.ui import build_page, launch, load_recorded
+from ace_core.ui.compare import views
+from ace_core.ui.compare.pinned import Pins, differences
 from ace_core.ui.handlers import Handlers
-from ace_core.ui.pinned import Pins, differences
 from browsing import in_browser, opened_browser
 
 PATIENCE = 120_000  # milliseconds, for a busy machine

@@ -28,8 +28,8 @@ from ace_core.runs import Run, RunSettings
 from ace_core.ui import controls
 from ace_core.ui.controls import FIELDS, TITLES, Asked, ask, problems, values_of
 from ace_core.ui.handlers import Handlers
-from ace_core.ui.share import PARAMETERS, as_command, as_python, query, read_link
-from ace_core.ui.share_panel import Sharing
+from ace_core.ui.share.links import PARAMETERS, as_command, as_python, query, read_link
+from ace_core.ui.share.panel import Sharing
 from families import save_tiny
 
 BLOCKS = 30

@@ -26,8 +26,8 @@ from ace_core.sweeps.runner import run_sweep
 from ace_core.tasks import Task
 from ace_core.ui import build_page, launch
 from ace_core.ui import page as page_module
-from ace_core.ui import sweep_views as show
 from ace_core.ui.sessions import Sessions
+from ace_core.ui.sweep import views as show
 from browsing import in_browser, opened_browser
 
 FAMILY = "qwen2"

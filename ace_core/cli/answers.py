@@ -64,7 +64,7 @@ def compare(
     from ace_core.chat import check_prompt, token_texts
     from ace_core.comparison import stream
     from ace_core.fitting.extraction import directions_for
-    from ace_core.methods import ACE, parse_method
+    from ace_core.methods import ACE, Reference, parse_method
     from ace_core.runs import RunBuilder, RunSettings, save_run
 
     check_prompt(prompt)
@@ -74,12 +74,12 @@ def compare(
     directions = directions_for(loaded, say, vectors=vectors)
     chosen = directions.recommended_layer if layer is None else layer
     coefficients = {method.name: method.coefficient for method in methods if method.coefficient is not None}
-    references = [method.reference for method in methods if isinstance(method, ACE)]
+    starts: list[Reference] = [method.reference for method in methods if isinstance(method, ACE)]
     settings = RunSettings(
         layer=chosen,
         coefficient=coefficients.get("ace", 0.0),
         addition=coefficients.get("addition", -1.0),
-        reference=references[-1] if references else "harmless",
+        reference=starts[-1] if starts else "harmless",
         last=last,
         scope=scope,  # type: ignore[arg-type]
         token_scope=tokens,  # type: ignore[arg-type]

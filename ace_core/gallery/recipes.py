@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ace_core.methods import ACE, Method, parse_method
+from ace_core.methods import ACE, Method, Reference, parse_method
 from ace_core.runs import RunSettings
 
 __all__ = ["RECIPES", "Recipe"]
@@ -34,11 +34,12 @@ class Recipe:
     def settings(self, layer: int, blocks: int) -> RunSettings:
         """Settings for a model of so many blocks that is usually edited at ``layer``."""
         known = {method.name: method.coefficient for method in self.methods() if method.coefficient is not None}
+        starts: list[Reference] = [method.reference for method in self.methods() if isinstance(method, ACE)]
         return RunSettings(
             layer=int(_EARLY * blocks) if self.early else layer,
             coefficient=known.get("ace", 0.0),
             addition=known.get("addition", -1.0),
-            reference=next((m.reference for m in self.methods() if isinstance(m, ACE)), "harmless"),
+            reference=starts[0] if starts else "harmless",
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,

@@ -44,7 +44,7 @@ def write_images(folder: Path, pictures: Sequence[Picture]) -> tuple[list[Path],
         figure = literal(picture.figure)
         layout = {**figure["layout"], "paper_bgcolor": "#ffffff", "plot_bgcolor": "#ffffff"}
         figures.append({"data": figure["data"], "layout": layout})
-    heights = [int(figure["layout"]["height"]) for figure in figures]
+    heights: list[int | None] = [int(figure["layout"]["height"]) for figure in figures]
     try:
         plotly.io.write_images(
             figures, [str(path) for path in paths], format="svg", validate=False, width=_WIDTH, height=heights

@@ -15,7 +15,7 @@ from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.host import HostState, ModelHost
 from ace_core.runs import Run, RunSettings
-from ace_core.ui import views
+from ace_core.ui.compare import views
 from ace_core.ui.controls import ask, changes, problems, values_of
 from ace_core.ui.model_card import card
 from ace_core.ui.problems import marks

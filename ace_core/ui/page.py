@@ -14,24 +14,20 @@ from ace_core import lab
 from ace_core.errors import EngineError
 from ace_core.host import ModelHost, Policy
 from ace_core.runs import Run, RunSettings
-from ace_core.ui import (
-    api,
-    compare,
-    directions,
-    directions_wiring,
-    gallery,
-    geometry_tab,
-    layers_view,
-    learn,
-    share_panel,
-    sidebar,
-    sweep_tab,
-)
-from ace_core.ui.directions_handlers import DirectionsHandlers
-from ace_core.ui.directions_in_use import DirectionsInUse
-from ace_core.ui.gallery import Replays
+from ace_core.ui import api, geometry_tab, sidebar
+from ace_core.ui.compare import gallery
+from ace_core.ui.compare import layers as layers_view
+from ace_core.ui.compare import tab as compare
+from ace_core.ui.compare.gallery import Replays
+from ace_core.ui.directions import tab as directions
+from ace_core.ui.directions import wiring as directions_wiring
+from ace_core.ui.directions.handlers import DirectionsHandlers
+from ace_core.ui.directions.in_use import DirectionsInUse
 from ace_core.ui.handlers import Handlers
+from ace_core.ui.learn import tab as learn
 from ace_core.ui.serving import app_arguments
+from ace_core.ui.share import panel as share_panel
+from ace_core.ui.sweep import tab as sweep_tab
 from ace_core.ui.theme import css, script, theme
 
 __all__ = ["build_page", "launch", "load_recorded"]

@@ -11,8 +11,8 @@ import numpy as np
 from ace_core.directions import RefusalDirections
 from ace_core.host import HostState, ModelInfo, RunStream
 from ace_core.runs import Run
-from ace_core.ui.bench import Bench
-from ace_core.ui.sweep_desk import SweepDesk
+from ace_core.ui.directions.bench import Bench
+from ace_core.ui.sweep.desk import SweepDesk
 
 __all__ = ["Session", "Sessions"]
 

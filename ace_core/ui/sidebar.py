@@ -9,7 +9,8 @@ import gradio as gr
 from ace_core.host import HostState
 from ace_core.methods import METHODS, REFERENCES
 from ace_core.runs import RunSettings
-from ace_core.ui import controls, views
+from ace_core.ui import controls
+from ace_core.ui.compare import views
 from ace_core.ui.model_card import card, model_card
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.theme import GLYPHS

@@ -9,8 +9,8 @@ from html import escape
 from ace_core import plots
 from ace_core.directions import RefusalDirections
 from ace_core.lab import METHOD_CHOICES, Beside, BlockChoice, LabFit, Look
+from ace_core.ui.compare.views import nothing_yet
 from ace_core.ui.packing import pack
-from ace_core.ui.views import nothing_yet
 
 __all__ = [
     "BESIDE_HEIGHT",

@@ -13,12 +13,12 @@ from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.lab import LabFit, LabOptions, LabParts, LabRequest, Look
 from ace_core.tasks import Task
-from ace_core.ui import directions_views as show
-from ace_core.ui.bench import Bench
-from ace_core.ui.directions import DirectionsTab
-from ace_core.ui.directions_in_use import DirectionsInUse
+from ace_core.ui.directions import views as show
+from ace_core.ui.directions.bench import Bench
+from ace_core.ui.directions.in_use import DirectionsInUse
+from ace_core.ui.directions.prompt_sets import PromptSets
+from ace_core.ui.directions.tab import DirectionsTab
 from ace_core.ui.handlers import Handlers
-from ace_core.ui.prompt_sets import PromptSets
 from ace_core.ui.sessions import Session
 from ace_core.ui.status import status
 

@@ -11,14 +11,14 @@ import gradio as gr
 from ace_core import lab
 from ace_core.errors import EngineError
 from ace_core.lab import LabSweep, SweepLook
-from ace_core.ui import sweep_views as show
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.sessions import Session
 from ace_core.ui.status import status
-from ace_core.ui.sweep_desk import SweepDesk
+from ace_core.ui.sweep import views as show
+from ace_core.ui.sweep.desk import SweepDesk
 
 if TYPE_CHECKING:
-    from ace_core.ui.sweep_tab import SweepTab
+    from ace_core.ui.sweep.tab import SweepTab
 
 __all__ = ["SweepHandlers"]
 

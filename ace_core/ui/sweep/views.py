@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from ace_core.lab import SweepLook, SweepRequest
+from ace_core.ui.compare.views import nothing_yet
 from ace_core.ui.packing import pack
-from ace_core.ui.views import nothing_yet
 
 __all__ = [
     "BARS_HEIGHT",

@@ -9,7 +9,7 @@ import gradio as gr
 from ace_core import lab
 from ace_core.directions import RefusalDirections
 from ace_core.lab import Look
-from ace_core.ui import directions_views as show
+from ace_core.ui.directions import views as show
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.sessions import Session
 from ace_core.ui.sidebar import Sidebar

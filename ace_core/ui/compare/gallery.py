@@ -15,7 +15,7 @@ import gradio as gr
 from ace_core.errors import EngineError
 from ace_core.gallery import GALLERY, Recording, read_gallery
 from ace_core.runs import ArmRun, Run
-from ace_core.ui import views
+from ace_core.ui.compare import views
 from ace_core.ui.controls import FIELDS, values_of
 from ace_core.ui.handlers import Handlers, buttons
 from ace_core.ui.problems import marks

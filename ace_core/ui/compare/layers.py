@@ -12,12 +12,12 @@ import gradio as gr
 from ace_core import lab, plots
 from ace_core.errors import EngineError
 from ace_core.lab import PromptLayers
+from ace_core.ui.compare.views import nothing_yet
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.packing import pack
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.sessions import Session
 from ace_core.ui.status import status, status_line
-from ace_core.ui.views import nothing_yet
 from ace_core.ui.waiting import in_line, loading
 
 __all__ = ["HEIGHT", "LayersReader", "LayersView", "build", "drawn", "wire", "words"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import gradio as gr
 
-from ace_core.ui.compare import Compare
+from ace_core.ui.compare.tab import Compare
 from ace_core.ui.controls import FIELDS, TITLES, Asked, ask, problems
 from ace_core.ui.handlers import Handlers
-from ace_core.ui.share import as_command, as_python, query, read_link
+from ace_core.ui.share.links import as_command, as_python, query, read_link
 from ace_core.ui.sidebar import Sidebar
 
 __all__ = ["SharePanel", "Sharing", "build", "link_note", "wire"]

@@ -11,7 +11,7 @@ from ace_core.directions import RefusalDirections
 from ace_core.methods import METHODS, Method
 from ace_core.plots import Line
 from ace_core.runs import ArmRun, Run, RunSettings
-from ace_core.ui.answers import AnswersValue, Column
+from ace_core.ui.compare.answers import AnswersValue, Column
 from ace_core.ui.controls import TOKEN_SCOPE_NAMES
 from ace_core.ui.packing import pack
 from ace_core.ui.theme import GLYPHS

@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from ace_core.ui.compare import Compare
+from ace_core.ui.compare.tab import Compare
 from ace_core.ui.controls import FIELDS
-from ace_core.ui.directions import INPUTS
-from ace_core.ui.directions_handlers import DirectionsHandlers
+from ace_core.ui.directions.handlers import DirectionsHandlers
+from ace_core.ui.directions.tab import INPUTS
 
 __all__ = ["wire"]
 

@@ -9,11 +9,11 @@ import gradio as gr
 
 from ace_core import lab
 from ace_core.lab import SweepLook
-from ace_core.ui import sweep_views as show
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.status import status, status_line
-from ace_core.ui.sweep_handlers import SweepHandlers
+from ace_core.ui.sweep import views as show
+from ace_core.ui.sweep.handlers import SweepHandlers
 from ace_core.ui.theme import GLYPHS
 
 __all__ = ["INPUTS", "SweepTab", "build", "wire"]

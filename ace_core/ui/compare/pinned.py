@@ -11,8 +11,9 @@ import gradio as gr
 from ace_core.directions import RefusalDirections
 from ace_core.methods import METHODS, REFERENCES
 from ace_core.runs import Run
-from ace_core.ui import controls, views
-from ace_core.ui.answers import answers_view
+from ace_core.ui import controls
+from ace_core.ui.compare import views
+from ace_core.ui.compare.answers import answers_view
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.sessions import Session
 from ace_core.ui.status import status, status_line

@@ -12,8 +12,8 @@ import gradio as gr
 from ace_core import lab
 from ace_core.errors import EngineError
 from ace_core.host import Policy
-from ace_core.ui import directions_views as show
-from ace_core.ui.bench import Bench
+from ace_core.ui.directions import views as show
+from ace_core.ui.directions.bench import Bench
 from ace_core.ui.sessions import Sessions
 
 __all__ = ["PromptSets", "SetField", "set_field"]

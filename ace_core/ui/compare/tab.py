@@ -11,12 +11,12 @@ import gradio as gr
 
 from ace_core.gallery import Recording
 from ace_core.prompts import display_prompts
-from ace_core.ui import gallery, pinned, views
-from ace_core.ui.answers import answers_view
+from ace_core.ui.compare import gallery, pinned, views
+from ace_core.ui.compare.answers import answers_view
+from ace_core.ui.compare.gallery import Gallery, Replays
+from ace_core.ui.compare.pinned import PinnedView
 from ace_core.ui.controls import FIELDS
-from ace_core.ui.gallery import Gallery, Replays
 from ace_core.ui.handlers import RECORDED_KEY, Handlers
-from ace_core.ui.pinned import PinnedView
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.problems import problems_view
 from ace_core.ui.sidebar import Sidebar

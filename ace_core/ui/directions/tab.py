@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import gradio as gr
 
 from ace_core import lab
-from ace_core.ui import directions_views as show
+from ace_core.ui.directions import views as show
+from ace_core.ui.directions.prompt_sets import SetField, set_field
 from ace_core.ui.plotly_component import plotly_plot
-from ace_core.ui.prompt_sets import SetField, set_field
 from ace_core.ui.status import status, status_line
 
 __all__ = ["INPUTS", "DirectionsTab", "build", "in_use_line"]

@@ -1,0 +1,1 @@
+"""The Directions tab: fit, choose, inspect, exchange, and use in a run."""

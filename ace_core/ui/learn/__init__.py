@@ -1,0 +1,1 @@
+"""The Learn tab: lessons, each with a live picture."""

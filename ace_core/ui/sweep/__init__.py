@@ -1,0 +1,1 @@
+"""The Sweep tab: start, watch, stop, resume, take away."""
