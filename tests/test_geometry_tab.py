@@ -391,6 +391,10 @@ def drag_ends(page: Page) -> tuple[tuple[float, float], tuple[float, float]]:
 @pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("svg", b"<svg")])
 def test_the_picture_is_saved_as_it_looks(page: Page, kind: str, start: bytes) -> None:
     pick(page, "ace", "harmless", 0.5)
+    at_rest = (
+        "node => Promise.all(node.getAnimations({subtree: true}).map(animation => animation.finished)).then(() => 0)"
+    )
+    tab(page).evaluate(at_rest)
     with page.expect_download() as download:
         tab(page).locator(f"[data-save={kind}]").click()
     assert download.value.suggested_filename == f"geometry.{kind}"

@@ -26,7 +26,7 @@ def test_twenty_seconds_of_visitors_leave_nothing_behind() -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     told = json.loads(result.stdout.splitlines()[-1])
-    assert told["problems"] == [] and told["most_rows"] > 0 and told["deeds"]["read"] > 0
+    assert told["problems"] == [] and told["deeds"]["read"] > 0
 
 
 def samples(**last: int) -> list[Sample]:

@@ -222,7 +222,7 @@ def test_a_folder_that_is_no_sweep_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_text_of_others_is_only_text(tmp_path: Path) -> None:
-    table = lab.SweepLook("quick", "<b>${1}{{2}}", 1, 2, "<i>", (), None, None, None, "<script>", "<u>")
+    table = lab.SweepLook("quick", "<b>${1}{{2}}", 1, 2, "<i>", (), None, None, None, None, None, "<script>", "<u>")
     said = show.shown(table, recorded=True)
     assert not re.search(r"<(script|u)>|\$\{|\{\{", said) and "<b>${" not in said
 
