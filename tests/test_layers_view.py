@@ -178,7 +178,7 @@ def kind(page: Page, kind: str) -> None:
 def test_a_prompt_is_read_on_the_page(page: Page) -> None:
     plot = page.locator("#layers-plot .ace-plot")
     page.locator("#layers-read").scroll_into_view_if_needed()
-    expect(plot).to_contain_text("press “Read the prompt”")
+    expect(plot).to_contain_text("Type a prompt at the top")
     page.locator("#prompt textarea").fill(PROMPT)
     page.locator("#layers-read").click()
     kind(page, "done")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -80,10 +81,15 @@ class Line:
     tokens: Sequence[str] = ()
 
 
+_EMPTY_WIDTH = 44
+"""Characters that fit beside one another on a phone."""
+
+
 def empty(message: str, height: int) -> Figure:
     """A figure that only says why there is nothing to see yet."""
     bare = {"visible": False, "fixedrange": True}
-    words = {"text": plain(message), "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+    text = "<br>".join(map(plain, wrap(message, _EMPTY_WIDTH)))
+    words = {"text": text, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
     return {
         "data": [],
         "layout": {
