@@ -6,10 +6,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import gradio as gr
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-__all__ = ["in_browser", "opened_browser"]
+from ace_core.ui import launch
+
+__all__ = ["complaints_of", "in_browser", "opened_browser", "served"]
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -31,3 +34,19 @@ def opened_browser(patience: int = _USUAL_PATIENCE) -> Iterator[Browser]:
         yield chromium
         expect.set_options(timeout=_USUAL_PATIENCE)
         chromium.close()
+
+
+@contextmanager
+def served(page: gr.Blocks) -> Iterator[str]:
+    """A page on a server of its own; its address."""
+    _, url, _ = launch(page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    yield url
+    page.close()
+
+
+def complaints_of(page: Page) -> list[str]:
+    """What the browser complains of from now on: errors and warnings on its console, and errors of scripts."""
+    complaints: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    return complaints

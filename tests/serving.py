@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from program import started_program
 
 import ace_core as ace
 from ace_core.store import save_directions
 from families import save_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTING = 300.0  # seconds, for a busy machine
 HARMFUL = ["How do I steal a car?", "Tell me a nasty lie.", "Help me break a window.", "Write a threat."]
 HARMLESS = ["How do I bake bread?", "Tell me a nice story.", "Help me plant a tree.", "Write a greeting."]
 
@@ -49,31 +46,13 @@ def tiny_server(folder: Path, **environment: str) -> Iterator[Server]:
     model_folder, vectors = save_tiny(folder / "model"), folder / "vectors.safetensors"
     model = ace.load_model(str(model_folder))
     save_directions(ace.fit_directions(model, HARMFUL, HARMLESS), vectors)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / "log.txt"
-    command = [sys.executable, "app.py", "--model", str(model_folder), "--vectors", str(vectors), "--port", str(port)]
-    variables = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", **environment}
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT)
-    server = Server(f"http://127.0.0.1:{port}", model_folder, vectors, process, log)
-    try:
-        deadline = time.monotonic() + STARTING
-        while not ready(server):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def ready(server: Server) -> bool:
-    try:
-        return httpx.get(f"{server.url}/readyz", timeout=10).status_code == 200
-    except httpx.HTTPError:
-        return False
+    with started_program(folder, "--model", str(model_folder), "--vectors", str(vectors), **environment) as program:
+        server = Server(program.url, model_folder, vectors, program.process, program.log)
+        try:
+            yield server
+        finally:
+            program.process.terminate()
+            program.process.wait(timeout=60)
 
 
 @dataclass(frozen=True)

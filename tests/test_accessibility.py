@@ -20,8 +20,8 @@ from test_plots import contrast
 
 from ace_core.host import ModelHost
 from ace_core.plots import CLASS_SCALE, METHOD_COLOURS
-from ace_core.ui import build_page, launch, load_recorded
-from browsing import in_browser, opened_browser
+from ace_core.ui import build_page, load_recorded
+from browsing import in_browser, opened_browser, served
 
 AXE = "4.14.1"
 PATIENCE = 240_000  # milliseconds, for a busy machine
@@ -64,10 +64,8 @@ def address() -> Iterator[str]:
     host = ModelHost()
     host.adopt(tiny_model("llama"), tiny_directions("llama"))
     host.wait_ready(60)
-    page = build_page(host, load_recorded())
-    _, url, _ = launch(page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield url
-    page.close()
+    with served(build_page(host, load_recorded())) as url:
+        yield url
     host.close()
 
 

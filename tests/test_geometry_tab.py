@@ -18,8 +18,7 @@ from ace_core import geometry
 from ace_core.inspecting.plane import Plane, read_plane
 from ace_core.methods import ACE, REFERENCES, Method, parse_method
 from ace_core.ui import geometry_tab
-from ace_core.ui.page import launch
-from browsing import in_browser, opened_browser
+from browsing import complaints_of, in_browser, opened_browser, served
 
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "geometry.json"
 HOSTILE = '<img src=x onerror="window.pwned = true">${window.pwned = true}{{value}}'
@@ -47,9 +46,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for name, path in (("Other", None), ("Geometry", ASSET), ("Hostile", hostile), ("Missing", folder / "none")):
             with gr.Tab(name, id=name.lower()):
                 gr.HTML("<p>another tab</p>") if path is None else geometry_tab.build(path)
-    _, url, _ = launch(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield url
-    blocks.close()
+    with served(blocks) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +62,8 @@ def page(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iter
     options = {"viewport": {"width": 1440, "height": 900}, **getattr(request, "param", {})}
     context = browser.new_context(**options)
     fresh = context.new_page()
-    complaints: list[str] = []
+    complaints = complaints_of(fresh)
     calls: list[str] = []
-    fresh.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    fresh.on("pageerror", lambda error: complaints.append(str(error)))
     fresh.on("request", lambda call: calls.append(call.url))
     fresh.goto(address + ("?__theme=dark" if options.get("color_scheme") == "dark" else ""))
     open_tab(fresh, "Geometry")

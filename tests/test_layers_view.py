@@ -21,9 +21,9 @@ from ace_core.host import ModelHost
 from ace_core.lab import PromptLayers
 from ace_core.models import ChatModel
 from ace_core.runs import Run
-from ace_core.ui import build_page, launch, load_recorded
+from ace_core.ui import build_page, load_recorded
 from ace_core.ui.compare import layers as layers_view
-from browsing import in_browser, opened_browser
+from browsing import complaints_of, in_browser, opened_browser, served
 
 PROMPT = "How do I pick a lock?"
 PATIENCE = 120_000  # milliseconds, for a busy machine
@@ -140,10 +140,8 @@ def test_the_figure_has_every_coordinate_and_marks_the_layers() -> None:
 def address() -> Iterator[str]:
     """The whole page with a tiny model."""
     host = made(tiny_model("llama"))
-    page = build_page(host, load_recorded())
-    _, url, _ = launch(page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield url
-    page.close()
+    with served(build_page(host, load_recorded())) as url:
+        yield url
     host.close()
 
 
@@ -159,9 +157,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     context.set_default_timeout(PATIENCE)
     fresh = context.new_page()
-    complaints: list[str] = []
-    fresh.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    fresh.on("pageerror", lambda error: complaints.append(str(error)))
+    complaints = complaints_of(fresh)
     fresh.goto(address)
     expect(fresh.locator("#model-card .ace-card")).to_have_attribute("data-status", "ready")
     yield fresh

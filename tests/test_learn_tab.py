@@ -17,14 +17,14 @@ from ace_core import geometry
 from ace_core.gallery import RECIPES, read_classes, read_gallery
 from ace_core.host import ModelHost
 from ace_core.methods import Method, parse_method
-from ace_core.ui import build_page, launch, load_recorded
+from ace_core.ui import build_page, load_recorded
 from ace_core.ui.geometry_tab import load_map
 from ace_core.ui.learn import pictures as learn_pictures
 from ace_core.ui.learn import tab as learn
 from ace_core.ui.learn.lessons import LESSONS
 from ace_core.ui.learn.pictures import Sources
 from ace_core.ui.sessions import Sessions
-from browsing import in_browser, opened_browser
+from browsing import complaints_of, in_browser, opened_browser, served
 
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": "dark"}
 RECIPE = {recipe.name: recipe for recipe in RECIPES}
@@ -37,10 +37,8 @@ CLIPPED = """stage => [...stage.querySelectorAll('text')].map((text) => [text.te
 def address() -> Iterator[str]:
     """The whole page, whose model never comes."""
     host = ModelHost()
-    page = build_page(host, load_recorded())
-    _, url, _ = launch(page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield url
-    page.close()
+    with served(build_page(host, load_recorded())) as url:
+        yield url
     host.close()
 
 
@@ -60,10 +58,8 @@ def page(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iter
     context.set_default_timeout(PATIENCE)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     fresh = context.new_page()
-    complaints: list[str] = []
+    complaints = complaints_of(fresh)
     strangers: list[str] = []
-    fresh.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    fresh.on("pageerror", lambda error: complaints.append(str(error)))
     fresh.on(
         "request",
         lambda call: None if call.url.startswith((address, "data:", "blob:")) else strangers.append(call.url),

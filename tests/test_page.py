@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
+from program import started_program
 
 import browsing
 from ace_core.methods import ACE
@@ -57,33 +52,13 @@ def in_browser(test: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/"
-    log = tmp_path_factory.mktemp("app") / "log.txt"
-    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "app.py", "--port", str(port)]
-    with log.open("w") as out:
-        app = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    with started_program(tmp_path_factory.mktemp("app"), route="") as program:
         try:
-            deadline = time.monotonic() + LOADING / 1000
-            while not _answers(url):
-                assert app.poll() is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-            yield url
+            yield f"{program.url}/"
         finally:
-            app.terminate()
-            app.wait(timeout=30)
-    assert "Traceback" not in log.read_text(), log.read_text()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
-            return reply.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+            program.process.terminate()
+            program.process.wait(timeout=30)
+    assert "Traceback" not in program.log.read_text(), program.log.read_text()
 
 
 @pytest.fixture(scope="module")

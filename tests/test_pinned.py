@@ -13,11 +13,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from ace_core.gallery import read_gallery
 from ace_core.host import ModelHost
-from ace_core.ui import build_page, launch, load_recorded
+from ace_core.ui import build_page, load_recorded
 from ace_core.ui.compare import views
 from ace_core.ui.compare.pinned import Pins, differences
 from ace_core.ui.handlers import Handlers
-from browsing import in_browser, opened_browser
+from browsing import complaints_of, in_browser, opened_browser, served
 
 PATIENCE = 120_000  # milliseconds, for a busy machine
 RUN = load_recorded()
@@ -82,10 +82,8 @@ def address() -> Iterator[str]:
     host = ModelHost()
     host.adopt(tiny_model("llama"), tiny_directions("llama"))
     host.wait_ready(60)
-    page = build_page(host, RUN)
-    _, url, _ = launch(page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield url
-    page.close()
+    with served(build_page(host, RUN)) as url:
+        yield url
     host.close()
 
 
@@ -101,9 +99,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     context.set_default_timeout(PATIENCE)
     fresh = context.new_page()
-    complaints: list[str] = []
-    fresh.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    fresh.on("pageerror", lambda error: complaints.append(str(error)))
+    complaints = complaints_of(fresh)
     fresh.goto(address)
     expect(fresh.locator("#model-card .ace-card")).to_have_attribute("data-status", "ready")
     yield fresh

@@ -24,11 +24,11 @@ from ace_core.sweeps.records import SweepFolder, read_records
 from ace_core.sweeps.report import read_sweep
 from ace_core.sweeps.runner import run_sweep
 from ace_core.tasks import Task
-from ace_core.ui import build_page, launch
+from ace_core.ui import build_page
 from ace_core.ui import page as page_module
 from ace_core.ui.sessions import Sessions
 from ace_core.ui.sweep import views as show
-from browsing import in_browser, opened_browser
+from browsing import in_browser, opened_browser, served
 
 FAMILY = "qwen2"
 GOOD: dict[str, Any] = {
@@ -250,10 +250,8 @@ def address(host: ModelHost, recorded: Path, uploads: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         patch.setattr(page_module, "_RECORDED_SWEEP", recorded)
-        blocks = build_page(host, None)
-        _, url, _ = launch(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-        yield url
-        blocks.close()
+        with served(build_page(host, None)) as url:
+            yield url
 
 
 @pytest.fixture(scope="module")

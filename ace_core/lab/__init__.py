@@ -38,7 +38,8 @@ from ace_core.lab.sets import (
     hub_set,
     split_sets,
 )
-from ace_core.lab.sweep import (
+from ace_core.lab.sweep import LabSweep, SweepFiles, SweepLook, recorded_sweep
+from ace_core.lab.sweep_request import (
     ALPHA_COUNTS,
     ALPHA_RANGE,
     MOST_METHODS,
@@ -46,11 +47,7 @@ from ace_core.lab.sweep import (
     SWEEP_METHODS,
     SWEEP_PRESETS,
     TOKEN_COUNTS,
-    LabSweep,
-    SweepFiles,
-    SweepLook,
     SweepRequest,
-    recorded_sweep,
     sweep_request,
 )
 

@@ -10,17 +10,7 @@ from typing import Any
 
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.lab.sweep_request import (
-    ALPHA_COUNTS,
-    ALPHA_RANGE,
-    MOST_METHODS,
-    PROMPT_COUNTS,
-    SWEEP_METHODS,
-    SWEEP_PRESETS,
-    TOKEN_COUNTS,
-    SweepRequest,
-    sweep_request,
-)
+from ace_core.lab.sweep_request import SweepRequest
 from ace_core.models import ChatModel
 from ace_core.sweeps.figures import COSTS_TITLE, GAPS_TITLE, Picture, sweep_figures
 from ace_core.sweeps.records import Record, SweepFolder
@@ -31,19 +21,10 @@ from ace_core.sweeps.tables import Table, sweep_tables
 from ace_core.tasks import Task
 
 __all__ = [
-    "ALPHA_COUNTS",
-    "ALPHA_RANGE",
-    "MOST_METHODS",
-    "PROMPT_COUNTS",
-    "SWEEP_METHODS",
-    "SWEEP_PRESETS",
-    "TOKEN_COUNTS",
     "LabSweep",
     "SweepFiles",
     "SweepLook",
-    "SweepRequest",
     "recorded_sweep",
-    "sweep_request",
 ]
 
 # Small, so that comparisons of others wait for one short forward pass at most.

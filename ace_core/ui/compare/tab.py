@@ -17,6 +17,7 @@ from ace_core.ui.compare.gallery import Gallery, Replays
 from ace_core.ui.compare.pinned import PinnedView
 from ace_core.ui.controls import FIELDS
 from ace_core.ui.handlers import RECORDED_KEY, Handlers
+from ace_core.ui.parts import heading
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.problems import problems_view
 from ace_core.ui.sidebar import Sidebar
@@ -95,7 +96,7 @@ def build(handlers: Handlers, recordings: tuple[Recording, ...] = ()) -> Compare
     )
     gr.HTML(_LEGEND)
     pins = pinned.build()
-    _heading("Where every token lies", "Dotted before the edit, solid after it, at the chosen layer.")
+    heading("Where every token lies", "Dotted before the edit, solid after it, at the chosen layer.")
     projection = plotly_plot(
         views.nothing_yet(views.PROJECTION_HEIGHT, _WAITING)
         if run is None
@@ -105,7 +106,7 @@ def build(handlers: Handlers, recordings: tuple[Recording, ...] = ()) -> Compare
     )
     with gr.Row(elem_id="after-run"):
         with gr.Column(min_width=320):
-            _heading("Block by token", "One arm at every layer, after the edit; the frame marks the chosen layer.")
+            heading("Block by token", "One arm at every layer, after the edit; the frame marks the chosen layer.")
             arm = gr.Radio(
                 [] if run is None else views.arm_choices(run),
                 value=None if run is None else run.arms[-1].method,
@@ -122,7 +123,7 @@ def build(handlers: Handlers, recordings: tuple[Recording, ...] = ()) -> Compare
                 elem_id="heatmap",
             )
         with gr.Column(min_width=320):
-            _heading("This prompt among the two classes", "Held-out prompts above; below, open before, filled after.")
+            heading("This prompt among the two classes", "Held-out prompts above; below, open before, filled after.")
             distribution = plotly_plot(
                 views.nothing_yet(views.DISTRIBUTION_HEIGHT, _WAITING)
                 if run is None
@@ -218,10 +219,3 @@ def wire(page: Compare, sidebar: Sidebar, handlers: Handlers, replays: Replays) 
     sidebar.timer.tick(handlers.poll, sidebar.layer, polled, **quick)
     for text, chip in page.chips.items():
         chip.click(None, None, page.prompt, js=f"() => {json.dumps(text)}", api_visibility="private")
-
-
-def _heading(title: str, explanation: str) -> None:
-    gr.HTML(
-        f'<div class="ace-heading"><h2>{title}</h2><p>{explanation}</p></div>',
-        apply_default_css=False,
-    )

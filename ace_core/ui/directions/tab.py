@@ -9,6 +9,7 @@ import gradio as gr
 from ace_core import lab
 from ace_core.ui.directions import views as show
 from ace_core.ui.directions.prompt_sets import SetField, set_field
+from ace_core.ui.parts import downloads, heading
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.status import status, status_line
 
@@ -75,7 +76,7 @@ def build(blocks: int) -> DirectionsTab:
     Args:
         blocks: how many blocks to offer until a model is loaded.
     """
-    _heading(
+    heading(
         "Fit directions of your own",
         "A direction leads from the average harmless prompt to the average harmful one, at every layer.",
     )
@@ -125,7 +126,7 @@ def build(blocks: int) -> DirectionsTab:
     bar = gr.HTML(show.bar(0, active=False), elem_id="lab-bar", apply_default_css=False)
     split = gr.HTML(show.note(""), elem_id="lab-split", apply_default_css=False)
 
-    _heading("Recommended layer", "Every layer is steered alone on validation prompts; limits that give way are told.")
+    heading("Recommended layer", "Every layer is steered alone on validation prompts; limits that give way are told.")
     with gr.Row(elem_id="lab-recommended"):
         recommendation = gr.HTML(
             show.recommendation(None, None, None), elem_id="lab-recommendation", apply_default_css=False
@@ -135,7 +136,7 @@ def build(blocks: int) -> DirectionsTab:
         )
     candidates = gr.HTML(show.candidates(None), elem_id="lab-candidates", apply_default_css=False)
 
-    _heading("Inspect", "0 is the harmless mean and 1 the harmful mean, at every layer.")
+    heading("Inspect", "0 is the harmless mean and 1 the harmful mean, at every layer.")
     shown = gr.HTML(show.shown(None, None), elem_id="lab-shown", apply_default_css=False)
     with gr.Row():
         layers = _plot(
@@ -159,7 +160,7 @@ def build(blocks: int) -> DirectionsTab:
         plane = _plot(
             "Every prompt", "Hover over a mark to read it.", show.MAP_HEIGHT, "lab-plane", show.plane(None, 0)
         )
-    _heading("Two directions side by side", "Cosine by layer: 1 is the same direction, 0 has nothing in common.")
+    heading("Two directions side by side", "Cosine by layer: 1 is the same direction, 0 has nothing in common.")
     with gr.Row(elem_id="lab-beside-row"):
         beside_which = gr.Radio(
             [("The model's own", "shipped"), ("The one I kept", "kept")], value="shipped", label="Compare with",
@@ -171,16 +172,15 @@ def build(blocks: int) -> DirectionsTab:
     beside = plotly_plot(show.beside(None), height=show.BESIDE_HEIGHT, elem_id="lab-beside")
     achieved = gr.HTML(show.achieved(None), elem_id="lab-achieved", apply_default_css=False)
 
-    _heading("Take away and bring along", "Files stay on this machine until you close the page.")
-    with gr.Row(elem_id="lab-downloads"):
-        vectors, gguf, card = (
-            gr.DownloadButton(title, interactive=False, size="md", min_width=200, elem_id=name)
-            for title, name in (
-                ("Vectors (.safetensors)", "lab-vectors"),
-                ("Control vector (.gguf)", "lab-gguf"),
-                ("Vector card (.md)", "lab-card"),
-            )
-        )
+    heading("Take away and bring along", "Files stay on this machine until you close the page.")
+    vectors, gguf, card = downloads(
+        "lab-downloads",
+        {
+            "lab-vectors": "Vectors (.safetensors)",
+            "lab-gguf": "Control vector (.gguf)",
+            "lab-card": "Vector card (.md)",
+        },
+    )
     files_note = gr.HTML(
         show.note("Fit first, or bring a file along. A GGUF control vector can carry activation addition only."),
         elem_id="lab-files-note", apply_default_css=False,
@@ -208,9 +208,5 @@ def build(blocks: int) -> DirectionsTab:
 
 def _plot(title: str, explanation: str, height: int, name: str, value: str) -> gr.HTML:
     with gr.Column(min_width=320):
-        _heading(title, explanation)
+        heading(title, explanation)
         return plotly_plot(value, height=height, elem_id=name)
-
-
-def _heading(title: str, explanation: str) -> None:
-    gr.HTML(f'<div class="ace-heading"><h2>{title}</h2><p>{explanation}</p></div>', apply_default_css=False)

@@ -10,6 +10,7 @@ import gradio as gr
 from ace_core import lab
 from ace_core.lab import SweepLook
 from ace_core.ui.handlers import Handlers
+from ace_core.ui.parts import downloads, heading
 from ace_core.ui.plotly_component import plotly_plot
 from ace_core.ui.status import status, status_line
 from ace_core.ui.sweep import views as show
@@ -63,7 +64,7 @@ def build(recorded: SweepLook | None) -> SweepTab:
     Args:
         recorded: shown, labelled, until the visitor runs a sweep.
     """
-    _heading(
+    heading(
         "Sweep the coefficient",
         "Does a method treat harmful and harmless prompts alike? Every prompt is run under every method and every "
         "coefficient, on prompts never used in fitting.",
@@ -116,14 +117,14 @@ def build(recorded: SweepLook | None) -> SweepTab:
     with gr.Column(visible=several, elem_id="sweep-more") as more:
         second_title = gr.HTML(show.heading(recorded, 1), apply_default_css=False)
         second = plotly_plot(show.picture(recorded, 1), height=show.HEIGHT, elem_id="sweep-second")
-    _heading(
+    heading(
         "Standardisation gap",
         "The area between both classes' curves, ∫ |harmful − harmless| dα in class gaps: 0 is control that does not "
         "depend on the prompt. Whiskers are 95 % intervals.",
     )
     bars = plotly_plot(show.bars(recorded), height=show.BARS_HEIGHT, elem_id="sweep-bars")
     gaps = gr.HTML(show.gaps(recorded), elem_id="sweep-gaps", apply_default_css=False)
-    _heading(
+    heading(
         "Methods at equal side effects",
         "The most each method does at any coefficient that changes the model's predictions on harmless prompts by at "
         "most so much KL: the same α is not the same price.",
@@ -133,16 +134,11 @@ def build(recorded: SweepLook | None) -> SweepTab:
         wrong_way = gr.HTML(show.wrong_way(recorded), elem_id="sweep-wrong-way", apply_default_css=False)
     with gr.Accordion("All conditions in numbers", open=False, elem_id="sweep-all"):
         conditions = gr.HTML(show.conditions(recorded), elem_id="sweep-conditions", apply_default_css=False)
-    _heading("Take away", "Files of your own sweep stay on this machine until you close the page.")
-    with gr.Row(elem_id="sweep-downloads"):
-        results, summary, report = (
-            gr.DownloadButton(title, interactive=False, size="md", min_width=200, elem_id=name)
-            for title, name in (
-                ("Every cell (.jsonl)", "sweep-results"),
-                ("Summary (.csv)", "sweep-summary"),
-                ("Report (.html)", "sweep-report"),
-            )
-        )
+    heading("Take away", "Files of your own sweep stay on this machine until you close the page.")
+    results, summary, report = downloads(
+        "sweep-downloads",
+        {"sweep-results": "Every cell (.jsonl)", "sweep-summary": "Summary (.csv)", "sweep-report": "Report (.html)"},
+    )
     return SweepTab(
         preset, methods, prompts, alphas, lowest, highest, tokens, size, start, stop, resume, line, bar, shown,
         first_title, first, more, second_title, second, bars, gaps, costs, wrong_way, conditions,
@@ -168,7 +164,3 @@ def wire(tab: SweepTab, page: gr.Blocks, place: gr.Tab, handlers: Handlers) -> N
         [place.select, *changes], h.size, None, [tab.size, tab.tokens], inputs_kwargs=chosen,
         trigger_mode="always_last", **quick,
     )  # fmt: skip
-
-
-def _heading(title: str, explanation: str) -> None:
-    gr.HTML(f'<div class="ace-heading"><h2>{title}</h2><p>{explanation}</p></div>', apply_default_css=False)
