@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from ace_core.errors import EngineError
 
 __all__ = ["choose_device", "load_gguf", "load_pretrained", "readable_errors"]
+
+_HUB_SECONDS = 10.0
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -86,7 +87,10 @@ def load_pretrained(
         if not (folder / "config.json").is_file():
             raise EngineError(f"{source} holds no config.json: choose a folder saved by transformers.")
         source = str(folder)
-    options: dict[str, Any] = {"trust_remote_code": False}
+        found: dict[str, Any] = {}
+    else:
+        found = _where(source, revision)
+    options: dict[str, Any] = {"trust_remote_code": False, **found}
     if revision:
         options["revision"] = revision
     placement = {"device_map": device_map} if device_map else {}
@@ -98,6 +102,23 @@ def load_pretrained(
         if not device_map:
             network.to(device)  # type: ignore[arg-type]
     return network.eval(), tokenizer
+
+
+def _where(name: str, revision: str | None) -> dict[str, Any]:
+    """Only the cache where the hub does not answer at all: loading would ask again for every file, half a minute each.
+    What the hub answers is left for loading to make sense of."""
+    from huggingface_hub import constants, model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return {}
+    try:
+        model_info(name, revision=revision, timeout=_HUB_SECONDS)
+    except (HfHubHTTPError, ValueError):
+        return {}
+    except Exception:  # no connection, no name, no answer in time: each a class of the HTTP library of the day
+        return {"local_files_only": True}
+    return {}
 
 
 @contextmanager
@@ -133,6 +154,8 @@ def _sentence(name: str, error: Exception) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 12:
         chain.append(cause)  # type: ignore[arg-type]
+    from huggingface_hub import constants
+
     kinds = {type(e).__name__ for e in chain}
     text = " ".join(str(e) for e in chain)
     if "GatedRepoError" in kinds or "gated repo" in text:
@@ -145,7 +168,7 @@ def _sentence(name: str, error: Exception) -> str:
         return f"'{name}' is not a model name: write it as owner/model, or give a folder or a .gguf file."
     offline = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "ConnectTimeout"}
     if kinds & offline or "couldn't connect" in text or "Cannot reach" in text or "offline mode" in text.lower():
-        hint = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        hint = " (offline mode is on)" if constants.HF_HUB_OFFLINE else ""
         return (
             f"The hub can't be reached{hint}, and {name} is not in the local cache: check the network or give a folder."
         )

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 
 from ace_core.errors import EngineError
 from ace_core.policy import Policy
+from ace_core.sampling import MAX_NEW_TOKENS
 from ace_core.scheduling.limits import Limits
 
 __all__ = ["Classroom", "Settings", "settings_table"]
@@ -121,7 +122,10 @@ class Settings:
     tokens: int | None = field(
         default=None,
         metadata=_about(
-            "ACE_MAX_TOKENS", _whole(8, 4096), "longest answer, in tokens", f"{_USUAL.tokens}; live: {_LESSON.tokens}"
+            "ACE_MAX_TOKENS",
+            _whole(8, MAX_NEW_TOKENS),
+            "longest answer, in tokens",
+            f"{_USUAL.tokens}; live: {_LESSON.tokens}",
         ),
     )
     visitor_running: int | None = field(

@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 import os
 
+# the processes that share the tests share the cores, and so do the programs they start; read when torch is imported
+os.environ.setdefault(
+    "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
 
 import hypothesis

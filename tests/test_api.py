@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from ace_core.host import ModelHost, Policy
 from ace_core.methods import parse_method
 from ace_core.prompts import Prompt
 from ace_core.runs import Run, RunSettings
+from ace_core.scheduling.limits import Limits
 from ace_core.ui.api import arguments, attach, guarded
 from ace_core.ui.api.endpoints import Endpoints
 from ace_core.ui.api.fits import Fits
@@ -49,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def host(server: Server) -> Iterator[ModelHost]:
     """The same model and vectors in this process."""
     made = ModelHost()
-    made.load(str(server.model), vectors=server.vectors)
+    made.load(str(server.model), precision="float32", vectors=server.vectors)
     assert made.wait_ready(60).status == "ready"
     yield made
     made.close()
@@ -294,6 +296,23 @@ def test_a_read_only_page_fits_nothing_and_a_recorded_one_runs_nothing() -> None
     with pytest.raises(gr.Error, match="recorded runs only"):
         Endpoints(recorded).project(request, "Hi")
     recorded.close()
+
+
+def test_the_servers_own_caps_hold_for_programs() -> None:
+    request = gr.Request(session_hash="ada")
+    host = ModelHost(limits=Limits(tokens=20, visitor_tasks=1))
+    host.adopt(tiny_model("llama"), tiny_directions("llama"))
+    assert host.wait_ready(30).status == "ready"
+    with pytest.raises(gr.Error, match="from 1 to 20"):
+        list(Endpoints(host).compare(request, "Hi", max_new_tokens=21))
+    hold = threading.Event()
+    task = host.work(lambda model, task: hold.wait(60), visitor="ada")
+    with pytest.raises(gr.Error, match="your computations"):
+        list(Endpoints(host).extract(request, SOME, OTHER))
+    hold.set()
+    assert task.result(60)
+    assert list(Endpoints(host).extract(request, SOME, OTHER))[-1]["status"] == "done"
+    host.close()
 
 
 def test_a_call_leaves_nothing_in_gradio(http: httpx.Client) -> None:

@@ -153,9 +153,15 @@ def test_the_tab_fits_a_phone_in_the_dark(page: Page) -> None:
     page.goto(page.url + "?__theme=dark")
     expect(page.locator("#model-card .ace-card")).to_have_attribute("data-status", "ready", timeout=LOADING)
     open_tab(page, "Directions")
-    for kind in ("A file of mine", "From the hub", "Built in"):
+    for kind in ("A file of mine", "From the hub", "Other languages", "Built in"):
         page.locator("#lab-harmless-kind").get_by_label(kind).check()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        if kind == "Other languages":
+            expect(page.locator("#lab-harmless-note")).to_contain_text("72 prompts, built in, six languages")
+            page.locator("#lab-harmless-language input").click()
+            page.get_by_role("option", name="Italian").click()
+            expect(page.locator("#lab-harmless-note")).to_contain_text("12 prompts, built in, Italian")
+    expect(page.locator("#lab-harmless-language")).to_be_hidden()
     for name in ("lab-layers", "lab-cosines", "lab-classes"):
         page.locator(f"#{name}").scroll_into_view_if_needed()
         page.wait_for_function(f"document.querySelector('#{name} .ace-plot').data?.length > 0")

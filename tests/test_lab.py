@@ -135,6 +135,11 @@ def test_a_third_set_gives_a_point_to_start_from(host: ModelHost) -> None:
     for step in stream:
         np.testing.assert_allclose(step.after[0][1], target, atol=1e-3)
     assert lab.builtin_set(lab.REFERENCE).prompts != lab.builtin_set("harmless").prompts
+    german = lab.language_set("harmful", "de")
+    assert len(german.prompts) == 12 and "German" in german.summary and len(lab.language_set("harmful").prompts) == 72
+    assert [code for _, code in lab.language_choices()][:2] == ["all", "de"]
+    with pytest.raises(ace.EngineError, match="no prompts in 'tlh'"):
+        lab.language_set("harmless", "tlh")
     assert lab.hub_names(lab.REFERENCE) and "advbench" not in lab.hub_names(lab.REFERENCE)
 
 

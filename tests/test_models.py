@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from ace_core import embedded, loading
 from ace_core.blocks import find_blocks, verify_blocks
 from ace_core.packed import FloatWeight, HalfWeight, PackedLinear, PackedSibling, pack_linears
 from families import FAMILIES, save_tiny, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +116,37 @@ def test_bad_names_are_one_sentence(name: str, sentence: str) -> None:
     with pytest.raises(ace.EngineError, match=sentence) as caught:
         ace.load_model(name)
     assert "\n" not in str(caught.value)
+
+
+ASKED_OF_A_HUB_THAT_IS_DOWN = """
+import time
+import ace_core as ace
+print(ace.load_model("owner/cached", precision="float32").model_id)
+begun = time.monotonic()
+try:
+    ace.load_model("owner/other")
+except ace.EngineError as error:
+    print(error)
+print(time.monotonic() - begun)
+"""
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_down_costs_no_time_and_no_cached_model(folder: Path, tmp_path: Path) -> None:
+    """In another process, because hub libraries read their settings when imported."""
+    cache = tmp_path / "hub" / "models--owner--cached"
+    shutil.copytree(folder, cache / "snapshots" / ("0" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "no_proxy": "*"}
+    command = [sys.executable, "-c", ASKED_OF_A_HUB_THAT_IS_DOWN]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    loaded, sentence, seconds = done.stdout.splitlines()
+    assert loaded == "owner/cached"
+    assert sentence.startswith("The hub can't be reached, and owner/other is not in the local cache")
+    assert float(seconds) < 15, "each file was asked for, again and again"
 
 
 def test_bad_folders_and_files(tmp_path: Path, folder: Path) -> None:

@@ -407,6 +407,9 @@ def test_callers_without_a_page_never_share_a_session() -> None:
     for missing in (None, ""):
         assert sessions.get(missing) is not sessions.get(missing)
     assert len(sessions) == 2
+    (page, other) = (sessions.get(key) for key in "ab")
+    assert page.bench.visitor == page.sweep.visitor == page.visitor == "a" and other.visitor == "b"
+    assert sessions.get(None).visitor is None
 
 
 def test_closing_the_page_ends_its_run_and_forgets_it() -> None:

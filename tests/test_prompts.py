@@ -21,13 +21,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ace_core.cli.prompt_sets import find_set
+from ace_core.errors import EngineError
 from ace_core.prompts import (
     BUILTIN_NAMES,
+    LANGUAGES,
     Prompt,
     PromptFileError,
     display_prompts,
     duplicates_across,
     load_builtin,
+    load_language,
     prompts_digest,
     read_prompts,
 )
@@ -245,7 +249,7 @@ def zipped(name: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (gzip.compress(b'["a"]'), "it is really a gzip archive and not text, unpack it first"),
+        (gzip.compress(b'["a"]', mtime=0), "it is really a gzip archive and not text, unpack it first"),
         (zipped("a.json"), "it is really a ZIP archive and not text, unpack it first"),
         (zipped("xl/workbook.xml"), "it is really an Excel workbook and not text, export its sheet as .csv"),
         (bz2.compress(b"a"), "it is really a bzip2 archive and not text, unpack it first"),
@@ -426,6 +430,19 @@ def test_counts() -> None:
     assert (sizes["train"], sizes["fit"], sizes["validation"]) == (len(harmless) - sizes["test"] - 160, 100, 60)
     assert sizes["test"] >= 100
     assert len(load_builtin("lookalike")) >= 120
+
+
+def test_one_language_or_all_of_them() -> None:
+    everything = load_builtin("multilingual")
+    for label in ("harmful", "harmless"):
+        parts = [load_language(label, code) for code in LANGUAGES]
+        assert all(parts) and {p.language for part in parts for p in part} == set(LANGUAGES)
+        assert sorted(p.id for part in parts for p in part) == sorted(p.id for p in load_language(label))
+        assert {p.id for p in load_language(label)} == {p.id for p in everything if p.label == label}
+        assert find_set("multilingual:de", label)[0] == load_language(label, "de")
+        assert find_set("multilingual", label)[0] == load_language(label)
+    with pytest.raises(EngineError, match="no prompts in 'xx'"):
+        find_set("multilingual:xx", "harmful")
 
 
 def test_multilingual_is_balanced() -> None:

@@ -83,6 +83,7 @@ def test_classrooms() -> None:
         ("ACE_ROWS", "1e3"),
         ("ACE_ROWS", "९"),
         ("ACE_MAX_TOKENS", "1000000"),
+        ("ACE_MAX_TOKENS", "513"),
         ("ACE_AUTH", "ada"),
         ("ACE_AUTH", "ada:secret,:x"),
         ("ACE_AUTH", ","),

@@ -37,7 +37,7 @@ from ace_core.store import save_directions
 from ace_core.sweeps.figures import COSTS_TITLE, sweep_figures
 from ace_core.sweeps.images import literal, write_images
 from ace_core.sweeps.judge import Judgement
-from ace_core.sweeps.parts import finish, lone_launch, merge, part_of_launch
+from ace_core.sweeps.parts import finish, lone_launch, merge, part_of_launch, precision_of_part
 from ace_core.sweeps.plan import Cell, Condition, Place, SweepPlan, SweepPrompt, coarse_to_fine
 from ace_core.sweeps.presets import PRESETS, preset_plan, sweep_prompts
 from ace_core.sweeps.records import SweepFolder, differences, manifest_of, read_records, vectors_digest
@@ -521,6 +521,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (base / f"{name}.txt").write_text("\n".join(f"{text} ({i})" for i in range(4) for text in texts))
     return {"model": str(base / "tiny"), "vectors": str(base / "v.safetensors"), "bad": str(base / "bad.txt"),
             "good": str(base / "good.txt")}  # fmt: skip
+
+
+def test_what_the_clock_would_choose_is_the_same_for_all_parts_and_when_resumed(tmp_path: Path) -> None:
+    alone, shared = SweepFolder(tmp_path), SweepFolder(tmp_path, (1, 2))
+    assert precision_of_part(alone, "auto", False) == precision_of_part(alone, "auto", True) == "auto"
+    assert precision_of_part(shared, "fast", True) == precision_of_part(alone, "fast", True) == "fast"
+    if not torch.cuda.is_available():
+        assert precision_of_part(shared, "auto", False) == "float32"
+    (tmp_path / "manifest.json").write_text('{"precision": "fast"}')
+    assert precision_of_part(alone, "auto", True) == precision_of_part(shared, "auto", True) == "fast"
+    assert precision_of_part(alone, "auto", False) == "auto"
 
 
 @pytest.fixture(scope="module")

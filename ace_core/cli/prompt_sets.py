@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ace_core.cli.options import say
 from ace_core.errors import EngineError
-from ace_core.prompts import BUILTIN_LICENCE, BUILTIN_NAMES, Prompt, evenly, load_builtin, read_prompts
+from ace_core.prompts import BUILTIN_LICENCE, BUILTIN_NAMES, Prompt, evenly, load_builtin, load_language, read_prompts
 from ace_core.prompts.hub import load_hub_prompts
 from ace_core.prompts.known_sets import KNOWN_SETS
 from ace_core.prompts.splitting import PromptSplit, split_both
@@ -27,16 +27,21 @@ def find_set(name: str, kind: str, column: str | None = None) -> tuple[tuple[Pro
 
     Args:
         name: what the user wrote.
-        kind: ``harmful`` or ``harmless``; the built-in multilingual set holds both.
+        kind: ``harmful`` or ``harmless``; the built-in multilingual set holds both, as does ``multilingual:de``, its
+            German part.
         column: field that holds the text, in files and hub sets.
 
     Raises:
         EngineError: one sentence for a name that is none of these, or a set that can't be read.
     """
+    known, _, language = name.partition(":")
+    if known == "multilingual":
+        try:
+            return load_language(kind, language or "all"), BUILTIN_LICENCE
+        except ValueError as error:
+            raise EngineError(str(error)) from None
     if name in BUILTIN_NAMES:
-        prompts = load_builtin(name)
-        chosen = tuple(p for p in prompts if p.label == kind) if name == "multilingual" else prompts
-        return chosen, BUILTIN_LICENCE
+        return load_builtin(name), BUILTIN_LICENCE
     path = Path(name).expanduser()
     if path.suffix.lower() in _SUFFIXES or path.exists():
         return read_prompts(path, column=column), ""

@@ -86,7 +86,7 @@ def sweep(
 ) -> None:
     """Run every prompt under every method, coefficient and layer, score the answers, and write a report."""
     from ace_core.fitting.extraction import directions_for
-    from ace_core.sweeps.parts import device_of_part, finish, lone_launch, part_of_launch
+    from ace_core.sweeps.parts import device_of_part, finish, lone_launch, part_of_launch, precision_of_part
     from ace_core.sweeps.presets import PRESETS, preset_plan
     from ace_core.sweeps.records import SweepFolder
     from ace_core.sweeps.runner import run_sweep
@@ -113,7 +113,8 @@ def sweep(
     if lone_launch():
         say("accelerate launch --cpu starts one process unless MPI is there: give --multi_gpu instead, on CPUs as well")
     folder = SweepFolder(out, (index, count))
-    loaded = load(model, precision, device_of_part(device, index, count), device_map)
+    device, precision = device_of_part(device, index, count), precision_of_part(folder, precision, resume)
+    loaded = load(model, precision, device, device_map)
     directions = directions_for(loaded, say, vectors=vectors)
     if layers is not None or scope != "one":
         changes["places"] = _places(layers or "recommended", scope, directions.blocks, directions.recommended_layer)

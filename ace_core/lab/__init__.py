@@ -36,6 +36,8 @@ from ace_core.lab.sets import (
     file_set,
     hub_names,
     hub_set,
+    language_choices,
+    language_set,
     split_sets,
 )
 from ace_core.lab.sweep import LabSweep, SweepFiles, SweepLook, recorded_sweep
@@ -94,6 +96,8 @@ __all__ = [
     "hub_set",
     "is_foreign",
     "lab_options",
+    "language_choices",
+    "language_set",
     "look_at",
     "prompt_layers",
     "read_foreign",

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ace_core.errors import EngineError
-from ace_core.prompts import BUILTIN_LICENCE, Prompt, evenly, load_builtin, read_prompts
+from ace_core.prompts import (
+    BUILTIN_LICENCE,
+    LANGUAGES,
+    Prompt,
+    evenly,
+    load_builtin,
+    load_language,
+    read_prompts,
+)
 from ace_core.prompts.hub import load_hub_prompts
 from ace_core.prompts.known_sets import KNOWN_SETS
 from ace_core.prompts.splitting import PromptSplit, joint_rule, split_both
@@ -21,6 +29,8 @@ __all__ = [
     "file_set",
     "hub_names",
     "hub_set",
+    "language_choices",
+    "language_set",
     "split_sets",
 ]
 
@@ -94,6 +104,24 @@ def builtin_set(kind: str) -> LabSet:
     """The project's own set of a class; as the third set, prompts that only look harmful."""
     name, words = ("lookalike", "built in, they only look harmful") if kind == REFERENCE else (kind, "built in")
     return LabSet(load_builtin(_checked(name)), words, BUILTIN_LICENCE)
+
+
+def language_choices() -> list[tuple[str, str]]:
+    """Names and codes of the languages that there are built-in prompts in."""
+    return [("All six", "all"), *((name, code) for code, name in LANGUAGES.items())]
+
+
+def language_set(kind: str, language: str = "all") -> LabSet:
+    """The built-in prompts of a class in another language than English, or in all of them.
+
+    Raises:
+        EngineError: for a language there are none in.
+    """
+    try:
+        prompts = load_language(_checked(kind), language)
+    except ValueError as error:
+        raise EngineError(str(error)) from None
+    return LabSet(prompts, f"built in, {LANGUAGES.get(language, 'six languages')}", BUILTIN_LICENCE)
 
 
 def file_set(path: Path) -> LabSet:

@@ -10,10 +10,13 @@ from pathlib import Path
 from ace_core.prompts.files import read_prompts
 from ace_core.prompts.sets import Prompt
 
-__all__ = ["BUILTIN_LICENCE", "BUILTIN_NAMES", "display_prompts", "load_builtin"]
+__all__ = ["BUILTIN_LICENCE", "BUILTIN_NAMES", "LANGUAGES", "display_prompts", "load_builtin", "load_language"]
 
 BUILTIN_NAMES = ("harmful", "harmless", "lookalike", "multilingual")
 BUILTIN_LICENCE = "CC0-1.0"
+LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "pt": "Portuguese", "zh": "Chinese"}
+"""Languages of the multilingual set by code."""
+
 _FOLDER = Path(__file__).resolve().parents[2] / "assets" / "prompts"
 
 
@@ -29,6 +32,13 @@ def load_builtin(name: str, split: str | None = None) -> tuple[Prompt, ...]:
         known = ", ".join(sorted({prompt.split for prompt in prompts}))
         raise ValueError(f"The prompt set {name!r} has no split {split!r}: choose one of {known}.")
     return chosen
+
+
+def load_language(label: str, language: str = "all") -> tuple[Prompt, ...]:
+    """The multilingual set's `harmful` or `harmless` prompts, in one language or in all of them."""
+    if language != "all" and language not in LANGUAGES:
+        raise ValueError(f"There are no prompts in {language!r}: choose all or one of {', '.join(LANGUAGES)}.")
+    return tuple(p for p in load_builtin("multilingual") if p.label == label and language in ("all", p.language))
 
 
 def display_prompts() -> tuple[Prompt, ...]:

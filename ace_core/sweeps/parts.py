@@ -16,7 +16,7 @@ from ace_core.sweeps.records import SweepFolder, write_whole
 from ace_core.sweeps.report import read_sweep, write_report
 from ace_core.sweeps.summary import SweepSummary
 
-__all__ = ["device_of_part", "finish", "lone_launch", "merge", "part_of_launch"]
+__all__ = ["device_of_part", "finish", "lone_launch", "merge", "part_of_launch", "precision_of_part"]
 
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -53,6 +53,18 @@ def device_of_part(device: str, index: int, count: int) -> str:
         return device
     local = int(_told(_LOCAL, str(index)))
     return f"cuda:{local % torch.cuda.device_count()}"
+
+
+def precision_of_part(folder: SweepFolder, precision: str, resume: bool) -> str:
+    """Precision to load the model in where ``auto`` leaves the choice, which falls by the clock on CPUs and may differ
+    from one start to the next: what a resumed sweep began with, and float32 where processes share one on CPUs."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if resume and (before := folder.manifest()) is not None:
+        return str(before.get("precision", precision))
+    return "float32" if folder.part[1] > 1 and not torch.cuda.is_available() else precision
 
 
 def _told(names: Sequence[str], otherwise: str) -> str:

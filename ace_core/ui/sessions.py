@@ -21,13 +21,14 @@ __all__ = ["Session", "Sessions"]
 class Session:
     """One visitor's page.
 
-    ``run`` is the newest snapshot of the run called ``key``, ``coming`` the name of the run asked for last, which is
-    ``running`` until it ends and may have ``failed``; ``block`` and ``method`` are what the visitor looks at. ``bench``
-    is the visitor's place in the direction lab, ``sweep`` that in the sweep tab, ``used`` the directions that the run
-    was steered with, ``linked`` the blocks that the page's address asked for, by control, until they are shown,
-    ``pinned`` a run to compare with and its directions.
+    ``visitor`` tells whose it is; ``run`` is the newest snapshot of the run called ``key``, ``coming`` the name of the
+    run asked for last, which is ``running`` until it ends and may have ``failed``; ``block`` and ``method`` are what
+    the visitor looks at. ``bench`` is the visitor's place in the direction lab, ``sweep`` that in the sweep tab,
+    ``used`` the directions that the run was steered with, ``linked`` the blocks that the page's address asked for, by
+    control, until they are shown, ``pinned`` a run to compare with and its directions.
     """
 
+    visitor: str | None = None
     run: Run | None = None
     key: str = ""
     coming: str = ""
@@ -36,8 +37,8 @@ class Session:
     block: int | None = None
     method: str | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
-    bench: Bench = field(default_factory=Bench)
-    sweep: SweepDesk = field(default_factory=SweepDesk)
+    bench: Bench = field(init=False)
+    sweep: SweepDesk = field(init=False)
     used: RefusalDirections | None = None
     separation: tuple[RefusalDirections | None, np.ndarray | None] = (None, None)
     linked: dict[str, int] = field(default_factory=dict)
@@ -45,6 +46,9 @@ class Session:
     _stream: RunStream | None = None
     _own: tuple[RefusalDirections, str, ModelInfo] | None = None
     _coming_with: RefusalDirections | None = None
+
+    def __post_init__(self) -> None:
+        self.bench, self.sweep = Bench(visitor=self.visitor), SweepDesk(visitor=self.visitor)
 
     def announce(self, key: str) -> None:
         """A run was asked for and will start as soon as it can."""
@@ -126,7 +130,7 @@ class Sessions:
         if not key:
             return Session()
         with self._lock:
-            session = self._sessions.setdefault(key, Session())
+            session = self._sessions.setdefault(key, Session(key))
             self._sessions.move_to_end(key)
             while len(self._sessions) > self._limit:
                 others = [name for name in self._sessions if name != key]

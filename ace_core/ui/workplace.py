@@ -19,10 +19,15 @@ __all__ = ["Workplace"]
 
 @dataclass
 class Workplace:
-    """One visitor's; ``stopped`` is set once somebody asked the work to end."""
+    """One visitor's; ``stopped`` is set once somebody asked the work to end.
+
+    Args:
+        visitor: any text that tells whose it is, for the cap on the work of one; None is somebody new.
+    """
 
     prefix: ClassVar[str] = "work-"
 
+    visitor: str | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
     _task: Task[Any] | None = None
     _busy: threading.Lock = field(default_factory=threading.Lock)

@@ -32,7 +32,6 @@ _LOADING_SECONDS = 60.0
 _EXTRACT_SECONDS = 300.0
 _LIVE_SECONDS = 1 / 10
 _POLL_SECONDS = 0.25
-_MOST_NEW_TOKENS = 512
 _MOST_TOP_K = 1_000_000
 
 
@@ -75,7 +74,7 @@ class Endpoints:
             scope: Edit one block, a window from layer to last, all blocks, or all with the layer's shared direction.
             last: Last block of a window, inclusive; ignored otherwise.
             tokens: Edit all tokens, the prompt, the generated ones, or all from the last prompt token on.
-            max_new_tokens: Longest answer, 1 to 512.
+            max_new_tokens: Longest answer, from 1 to 512, or what the server allows.
             temperature: 0 always takes the likeliest token; at most 5.
             top_p: Sample among the likeliest tokens that together reach this probability; above 0, at most 1.
             top_k: Sample among this many likeliest tokens; 0 is no limit.
@@ -110,7 +109,7 @@ class Endpoints:
                 top_p=arguments.number(top_p, "top_p", 0, 1),
                 top_k=arguments.whole(top_k, "top_k", 0, _MOST_TOP_K),
                 seed=arguments.whole(seed, "seed", 0, SEED_LIMIT),
-                max_new_tokens=arguments.whole(max_new_tokens, "max_new_tokens", 1, _MOST_NEW_TOKENS),
+                max_new_tokens=arguments.whole(max_new_tokens, "max_new_tokens", 1, self._host.limits.tokens),
             )
             stream = self._host.compare(
                 arguments.prompt(prompt), settings, chosen, fitted, visitor=request.session_hash
@@ -179,7 +178,7 @@ class Endpoints:
             sets = [lab.LabSet(tuple(map(Prompt, part)), "sent by a program", "the sender's own") for part in texts]
             parts = lab.split_sets(*sets, seed=options.seed, limit=options.limit)
             asked = lab.LabRequest(parts, options, maps=False)
-            task = self._host.work(lambda model, task: lab.fit_lab(model, task, asked))
+            task = self._host.work(lambda model, task: lab.fit_lab(model, task, asked), visitor=request.session_hash)
             deadline = time.monotonic() + _EXTRACT_SECONDS
             try:
                 for report in task.reports():

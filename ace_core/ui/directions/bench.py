@@ -18,16 +18,18 @@ __all__ = ["Bench"]
 class Bench(Workplace):
     """What the server remembers between two clicks.
 
-    ``files`` are uploads by class, ``hub`` sets of the hub by class, and ``upload`` is a file of vectors; ``fit``, its
-    ``choices`` of a block by method, of which that for ``method`` counts, and its ``look`` belong to the model that
-    ``info`` describes. ``kept`` are directions, their name and their model that the visitor put aside, and ``beside``
-    is what a fit is compared with: ``shipped`` or ``kept``. ``opened`` tells whether the visitor has been here at all.
+    ``files`` are uploads by class, ``hub`` sets of the hub and ``languages`` codes by class, and ``upload`` is a file
+    of vectors; ``fit``, its ``choices`` of a block by method, of which that for ``method`` counts, and its ``look``
+    belong to the model that ``info`` describes. ``kept`` are directions, their name and their model that the visitor
+    put aside, and ``beside`` is what a fit is compared with: ``shipped`` or ``kept``. ``opened`` tells whether the
+    visitor has been here at all.
     """
 
     prefix: ClassVar[str] = "directions-"
 
     files: dict[str, Path] = field(default_factory=dict)
     hub: dict[str, LabSet] = field(default_factory=dict)
+    languages: dict[str, str] = field(default_factory=dict)
     fit: LabFit | None = None
     choices: dict[str, BlockChoice] = field(default_factory=dict)
     method: str = ""

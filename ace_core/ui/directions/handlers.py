@@ -88,7 +88,8 @@ class DirectionsHandlers:
                 else:
                     directions = lab.read_own(file)
                     task = self._host.work(
-                        lambda model, task: lab.accept_directions(model, task, directions, file.name)
+                        lambda model, task: lab.accept_directions(model, task, directions, file.name),
+                        visitor=session.visitor,
                     )
                     yield from self._reports(session.bench, task)
                     yield self._kept(session, task.result(0))
@@ -144,7 +145,7 @@ class DirectionsHandlers:
 
     def _fitted(self, session: Session, request: LabRequest, values: dict[str, Any]) -> Iterator[Update]:
         tab, bench, method = self.tab, session.bench, str(values.get("method"))
-        task = self._host.work(lambda model, task: lab.fit_lab(model, task, request))
+        task = self._host.work(lambda model, task: lab.fit_lab(model, task, request), visitor=bench.visitor)
         yield from self._reports(bench, task)
         fit = task.result(0)
         yield self._kept(session, fit)
@@ -163,7 +164,8 @@ class DirectionsHandlers:
         if fit is None:
             return
         task = self._host.work(
-            lambda model, task: lab.choose_block(model, task, fit, method, known[0] if known else None)
+            lambda model, task: lab.choose_block(model, task, fit, method, known[0] if known else None),
+            visitor=bench.visitor,
         )
         yield from self._reports(bench, task)
         try:

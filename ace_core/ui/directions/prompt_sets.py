@@ -18,7 +18,9 @@ from ace_core.ui.sessions import Sessions
 
 __all__ = ["PromptSets", "SetField", "set_field"]
 
-_KINDS = [("Built in", "builtin"), ("A file of mine", "file"), ("From the hub", "hub")]
+_OWN = [("A file of mine", "file"), ("From the hub", "hub")]
+_KINDS = [("Built in", "builtin"), ("Other languages", "language"), *_OWN]
+_THIRD = [("None", "none"), ("Built in", "builtin"), *_OWN]
 _TITLES = {"harmful": "Harmful prompts", "harmless": "Harmless prompts", lab.REFERENCE: "A third set"}
 _INFO = {
     "harmful": "Requests the model should refuse.",
@@ -26,7 +28,7 @@ _INFO = {
     lab.REFERENCE: "Its mean becomes a point that ACE may start from.",
 }
 _NO_THIRD = "Without one, ACE starts from a mean of the two classes or from the origin."
-_REVEAL = "(kind) => [{__type__: 'update', visible: kind === 'file'}, {__type__: 'update', visible: kind === 'hub'}]"
+_REVEAL = "(kind) => ['language', 'file', 'hub'].map((one) => ({__type__: 'update', visible: kind === one}))"
 _HUB_READS_AT_ONCE = 4
 
 
@@ -35,6 +37,7 @@ class SetField:
     """Components that choose one class's prompts."""
 
     kind: gr.Radio
+    language: gr.Dropdown
     file: gr.File
     hub: gr.Row
     name: gr.Dropdown
@@ -47,8 +50,13 @@ def set_field(name: str) -> SetField:
     optional = name == lab.REFERENCE
     with gr.Column(min_width=280, elem_id=f"lab-{name}"):
         kind = gr.Radio(
-            [("None", "none"), *_KINDS] if optional else _KINDS, value="none" if optional else "builtin",
+            _THIRD if optional else _KINDS, value="none" if optional else "builtin",
             label=_TITLES[name], info=_INFO[name], elem_id=f"lab-{name}-kind",
+        )  # fmt: skip
+        language = gr.Dropdown(
+            lab.language_choices(), value="all", label="Language", visible=False, min_width=160,
+            info="A dozen prompts each: to compare one language's direction with another's.",
+            elem_id=f"lab-{name}-language",
         )  # fmt: skip
         file = gr.File(
             label=".txt, .csv, .json or .jsonl, up to 20 MB", height=150, visible=False, elem_id=f"lab-{name}-file"
@@ -62,7 +70,7 @@ def set_field(name: str) -> SetField:
             load = gr.Button("Load", size="sm", scale=0, min_width=80, elem_id=f"lab-{name}-load")
         told = _NO_THIRD if optional else lab.builtin_set(name).summary
         note = gr.HTML(show.note(told), elem_id=f"lab-{name}-note", apply_default_css=False)
-    return SetField(kind, file, hub, wanted, load, note)
+    return SetField(kind, language, file, hub, wanted, load, note)
 
 
 class PromptSets:
@@ -91,6 +99,8 @@ class PromptSets:
             if name not in bench.hub:
                 raise EngineError(f"No {name} set of the hub is loaded yet: press Load, or choose the built-in set.")
             return bench.hub[name]
+        if kind == "language":
+            return lab.language_set(name, bench.languages.get(name, "all"))
         return lab.builtin_set(name)
 
     def choose_kind(self, request: gr.Request, kind: str, name: str) -> str:
@@ -98,14 +108,23 @@ class PromptSets:
         bench = self._bench(request)
         if kind == "none":
             return show.note(_NO_THIRD)
-        if kind == "builtin":
-            return show.note(lab.builtin_set(name).summary)
+        if kind in ("builtin", "language"):
+            return show.note(self.chosen(bench, name, kind).summary)
         if kind == "hub":
             loaded = bench.hub.get(name)
             return show.note("Choose a set and press Load." if loaded is None else loaded.summary)
         if name in bench.files:
             return self.read_file(request, str(bench.files[name]), name)
         return show.note("Drop a file above, or click there to choose one: one prompt a line or row.")
+
+    def choose_language(self, request: gr.Request, language: str, name: str) -> str:
+        """What there is in a language."""
+        try:
+            found = lab.language_set(name, str(language))
+        except EngineError as error:
+            return show.note(str(error), bad=True)
+        self._bench(request).languages[name] = str(language)
+        return show.note(found.summary)
 
     def read_file(self, request: gr.Request, path: str | None, name: str) -> str:
         """Check a file as soon as it is here; it is read again for a fit."""
@@ -137,8 +156,10 @@ class PromptSets:
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for name, field in self._fields.items():
             here = gr.State(name)
-            field.kind.change(None, field.kind, [field.file, field.hub], js=_REVEAL, api_visibility="private")
+            sources = [field.language, field.file, field.hub]
+            field.kind.change(None, field.kind, sources, js=_REVEAL, api_visibility="private")
             field.kind.change(self.choose_kind, [field.kind, here], field.note, queue=False, **hidden)
+            field.language.input(self.choose_language, [field.language, here], field.note, queue=False, **hidden)
             events = [field.file.upload, field.file.clear]
             gr.on(events, self.read_file, [field.file, here], field.note, queue=False, **hidden)
             field.load.click(

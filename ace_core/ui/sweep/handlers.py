@@ -109,7 +109,7 @@ class SweepHandlers:
     def _run(self, desk: SweepDesk, sweep: LabSweep) -> Iterator[Update]:
         tab = self.tab
         yield self._drawn(sweep.look())
-        task = self._host.work(sweep.run)
+        task = self._host.work(sweep.run, visitor=desk.visitor)
         desk.hold(task)
         said, drawn, due = "", sweep.done, 0.0
         for report in task.reports():
