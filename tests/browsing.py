@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from program import free_port
 
 from ace_core.ui import launch
 
@@ -39,7 +40,9 @@ def opened_browser(patience: int = _USUAL_PATIENCE) -> Iterator[Browser]:
 @contextmanager
 def served(page: gr.Blocks) -> Iterator[str]:
     """A page on a server of its own; its address."""
-    _, url, _ = launch(page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    # gradio looks for a port from 7860 on, and so would every process that shares the tests
+    address = {"server_name": "127.0.0.1", "server_port": free_port()}
+    _, url, _ = launch(page, **address, prevent_thread_lock=True, quiet=True)
     yield url
     page.close()
 

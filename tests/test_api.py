@@ -21,6 +21,7 @@ import pytest
 from conftest import tiny_directions, tiny_model
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from program import free_port
 from serving import ROOT, Reply, Server, call, tiny_server
 
 from ace_core import lab
@@ -322,7 +323,7 @@ def test_a_call_leaves_nothing_in_gradio(http: httpx.Client) -> None:
         attach(page, host)
     page.queue()
     arguments = {"app_kwargs": {"middleware": [guarded(page, unfollowed=2)]}, "ssr_mode": False, "quiet": True}
-    _, url, _ = page.launch(prevent_thread_lock=True, **arguments)
+    _, url, _ = page.launch(server_port=free_port(), prevent_thread_lock=True, **arguments)
     url, sessions, queue = url.rstrip("/"), page.state_holder.session_data, page._queue
     kept = (sessions, queue.pending_messages_per_session, queue.pending_event_ids_session)
     try:

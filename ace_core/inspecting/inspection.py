@@ -9,7 +9,7 @@ import numpy as np
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.inspecting.achieved import ACHIEVED_COEFFICIENTS, Achieved, achieved_table
-from ace_core.inspecting.plane import frame
+from ace_core.inspecting.axes import frame
 
 __all__ = [
     "ACHIEVED_COEFFICIENTS",
@@ -86,7 +86,7 @@ def class_coordinates(directions: RefusalDirections) -> ClassCoordinates:
 def prompt_map(directions: RefusalDirections, block: int, harmful: np.ndarray, harmless: np.ndarray) -> PromptMap:
     """Place activations of one block in the plane of refusal and the first principal component of the rest.
 
-    The axes are those of :func:`ace_core.inspecting.plane.frame`, along the block's direction whatever the variant.
+    The axes are those of :func:`ace_core.inspecting.axes.frame`, along the block's direction whatever the variant.
 
     Args:
         directions: of the model the activations come from.

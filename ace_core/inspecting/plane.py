@@ -7,6 +7,7 @@ means, which lie at one height because their difference is along ``u``.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Sequence
@@ -20,54 +21,40 @@ from ace_core.activations import Progress, position_activations
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.fitting.extraction import directions_for
+from ace_core.inspecting.axes import Frame, frame
 from ace_core.models import ChatModel, load_model
 from ace_core.prompts import evenly, load_builtin
 
-__all__ = ["GEOMETRY", "Frame", "Plane", "build_plane", "frame", "geometry_data", "plane", "read_plane", "write_plane"]
+__all__ = ["GEOMETRY", "Plane", "build_plane", "geometry_data", "plane", "read_plane", "write_plane"]
 
 GEOMETRY = Path(__file__).resolve().parents[2] / "assets" / "geometry.json"
 """The map of the default model that ships."""
 
-_MAX_BYTES = 60_000
+_MAX_BYTES = 200_000
 _SHOWN = 200  # of each class
 _DIGITS = 6
 _CLASSES = ("harmless", "harmful")
 _PLACES = ("mean_harmless", "mean_harmful", "origin", *_CLASSES)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The two axes of a map and where it hangs in space; all ``(d,)`` float64.
-
-    ``unit`` is ``u``; ``principal`` is of unit length and orthogonal to it, its largest entry positive; ``centre``
-    lies halfway between the class means. ``share`` is how much of the variance orthogonal to ``u`` lies along
-    ``principal``, from 0 to 1.
-    """
-
-    unit: np.ndarray
-    principal: np.ndarray
-    centre: np.ndarray
-    share: float
-
-    def project(self, v: np.ndarray) -> np.ndarray:
-        """Positions ``(..., 2)`` of activations ``(..., d)``."""
-        wide = np.asarray(v, np.float64)
-        return np.stack([wide @ self.unit, (wide - self.centre) @ self.principal], axis=-1)
+_AXES = ("unit", "principal")
+_SAME = 1e-3
+"""How far, in class gaps, means may lie from where a map has them before they are others."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Both classes on a map, in units of activation.
+    """Both classes on a map, in units of activation, and the axes that put other activations there.
 
     Args:
         harmless, harmful: positions ``(n, 2)`` and ``(m, 2)``.
         mean_harmless, mean_harmful, origin: positions ``(2,)``.
-        share: see :class:`Frame`.
+        unit, principal: axes ``(d,)``, see :class:`ace_core.inspecting.axes.Frame`, whose centre ``origin`` replaces.
+        share: see :class:`ace_core.inspecting.axes.Frame`.
         model_id: whose activations these are.
         block: 0-based decoder block.
 
     Raises:
-        EngineError: for shapes that don't fit, numbers that are not finite, or class means in the wrong order.
+        EngineError: for shapes that don't fit, numbers that are not finite, class means in the wrong order, or axes
+            that are not of unit length and orthogonal.
     """
 
     harmless: np.ndarray
@@ -75,6 +62,8 @@ class Plane:
     mean_harmless: np.ndarray
     mean_harmful: np.ndarray
     origin: np.ndarray
+    unit: np.ndarray
+    principal: np.ndarray
     share: float
     model_id: str = ""
     block: int = 0
@@ -86,9 +75,15 @@ class Plane:
         landmarks = (self.mean_harmless, self.mean_harmful, self.origin)
         if any(place.shape != (2,) for place in landmarks):
             raise EngineError("The class means and the origin of a map must be two numbers each.")
-        if not all(np.isfinite(part).all() for part in (self.harmless, self.harmful, *landmarks)):
+        axes = (self.unit, self.principal)
+        if self.unit.ndim != 1 or self.unit.size < 2 or self.principal.shape != self.unit.shape:
+            raise EngineError("The two axes of a map must be equally long lists of numbers: make it again.")
+        if not all(np.isfinite(part).all() for part in (self.harmless, self.harmful, *landmarks, *axes)):
             raise EngineError("The map holds numbers that are not finite: make it again.")
-        if not self.gap > 0 or not 0 <= self.share <= 1 or self.block < 0:
+        if not np.allclose(np.stack(axes) @ np.stack(axes).T, np.eye(2), atol=1e-4):
+            raise EngineError("The axes of the map are not of unit length and orthogonal: make it again.")
+        off = abs(self.origin[0]) > _SAME * max(self.gap, 0.0)
+        if off or not self.gap > 0 or not 0 <= self.share <= 1 or self.block < 0:
             raise EngineError("The numbers of the map contradict each other: make it again.")
 
     @property
@@ -96,8 +91,29 @@ class Plane:
         """Class gap ``g``."""
         return float(self.mean_harmful[0] - self.mean_harmless[0])
 
+    def project(self, v: np.ndarray) -> np.ndarray:
+        """Positions ``(..., 2)`` float64 of activations ``(..., d)`` at :attr:`block`.
+
+        Raises:
+            EngineError: for activations of another width.
+        """
+        wide = np.asarray(v, np.float64)
+        if wide.shape[-1:] != self.unit.shape:
+            raise EngineError(f"This map is for activations of width {self.unit.size}: give it those of its model.")
+        return self.origin + np.stack([wide @ self.unit, wide @ self.principal], axis=-1)
+
+    def agrees(self, directions: RefusalDirections) -> bool:
+        """Whether directions have this map's x axis and class means at its block."""
+        if self.block >= directions.blocks or directions.width != self.unit.size:
+            return False
+        means = (directions.mean_harmless[self.block], directions.mean_harmful[self.block])
+        places = self.project(np.stack([mean.numpy() for mean in means]))
+        near = np.allclose(places, [self.mean_harmless, self.mean_harmful], rtol=0, atol=_SAME * self.gap)
+        along = float(directions.axis(self.block).unit.double().numpy() @ self.unit)
+        return near and along > 1 - _SAME**2
+
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, rounded to about a hundred-thousandth of the class gap."""
+        """Numbers rounded to about a hundred-thousandth of the class gap; axes as base64 of little-endian float32."""
         decimals = _DIGITS - 1 - math.floor(math.log10(self.gap))
         places = {name: (np.round(getattr(self, name), decimals) + 0.0).tolist() for name in _PLACES}
         return {
@@ -107,6 +123,7 @@ class Plane:
             "gap": round(self.gap, decimals),
             "share": round(self.share, 4),
             **places,
+            **{name: base64.b64encode(getattr(self, name).astype("<f4").tobytes()).decode() for name in _AXES},
         }
 
     @classmethod
@@ -118,7 +135,9 @@ class Plane:
         """
         try:
             arrays = {name: np.asarray(data[name], np.float64) for name in _PLACES}
-            made = cls(**arrays, share=float(data["share"]), model_id=str(data["model"]), block=int(data["block"]))
+            axes = {name: np.frombuffer(base64.b64decode(data[name], validate=True), "<f4") for name in _AXES}
+            wide = {name: axis.astype(np.float64) for name, axis in axes.items()}
+            made = cls(**arrays, **wide, share=float(data["share"]), model_id=str(data["model"]), block=int(data["block"]))
             same_gap = math.isclose(float(data["gap"]), made.gap, rel_tol=1e-3)
             counts = {kind: len(arrays[kind]) for kind in _CLASSES}
             same = same_gap and counts == data["counts"]
@@ -127,43 +146,6 @@ class Plane:
         if not same:
             raise EngineError("The numbers of the map contradict each other: make it again.")
         return made
-
-
-def frame(
-    harmless: np.ndarray,
-    harmful: np.ndarray,
-    mean_harmless: np.ndarray,
-    mean_harmful: np.ndarray,
-    unit: np.ndarray | None = None,
-) -> Frame:
-    """Axes for two classes ``(n, d)`` and ``(m, d)`` with class means ``(d,)``, d at least 2.
-
-    ``unit`` ``(d,)`` is the first axis, of unit length; None takes the difference of the means.
-
-    Raises:
-        EngineError: for shapes that don't fit, numbers that are not finite, or equal means.
-    """
-    low, high = (np.asarray(mean, np.float64) for mean in (mean_harmless, mean_harmful))
-    classes = [np.asarray(points, np.float64) for points in (harmless, harmful)]
-    width = low.shape[-1] if low.ndim == 1 else 0
-    if width < 2 or high.shape != (width,) or any(c.ndim != 2 or c.shape[1] != width or not len(c) for c in classes):
-        raise EngineError("A map needs activations (prompts, width) of both classes and their two means (width,).")
-    points = np.concatenate(classes)
-    if not all(np.isfinite(part).all() for part in (points, low, high)):
-        raise EngineError("The model produced non-finite activations: load it in float32 and try again.")
-    gap = float(np.linalg.norm(high - low))
-    if gap == 0:
-        raise EngineError("The two class means are equal: use two different prompt sets.")
-    unit = (high - low) / gap if unit is None else np.asarray(unit, np.float64)
-    rest = points - points.mean(0)
-    rest = rest - np.outer(rest @ unit, unit)
-    _, lengths, axes = np.linalg.svd(rest, full_matrices=False)
-    total = float(np.square(lengths).sum())
-    # What is left of points on one line is rounding, and its direction means nothing.
-    noise = (np.finfo(np.float64).eps * max(rest.shape) * max(float(np.abs(points).max()), gap)) ** 2
-    if total <= noise:
-        return Frame(unit, _across(unit, np.eye(width)[np.argmin(np.abs(unit))]), (low + high) / 2, 0.0)
-    return Frame(unit, _across(unit, axes[0]), (low + high) / 2, min(1.0, float(lengths[0] ** 2) / total))
 
 
 def plane(harmless: np.ndarray, harmful: np.ndarray, mean_harmless: np.ndarray, mean_harmful: np.ndarray) -> Plane:
@@ -175,7 +157,7 @@ def plane(harmless: np.ndarray, harmful: np.ndarray, mean_harmless: np.ndarray, 
     axes = frame(harmless, harmful, mean_harmless, mean_harmful)
     origin = np.zeros_like(axes.unit)
     places = (axes.project(v) for v in (harmless, harmful, mean_harmless, mean_harmful, origin))
-    return Plane(*places, share=axes.share)
+    return Plane(*places, unit=axes.unit, principal=axes.principal, share=axes.share)
 
 
 def build_plane(
@@ -269,11 +251,3 @@ def geometry_data(
     made = build_plane(model, directions_for(model), harmless, harmful, progress=progress)
     write_plane(made, path)
     return made
-
-
-def _across(unit: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """``direction`` made orthogonal to ``unit``, of unit length, with one sign out of two that are equally right."""
-    across = direction - (direction @ unit) * unit
-    across = across / np.linalg.norm(across)
-    across = across - (across @ unit) * unit
-    return across * np.sign(across[np.argmax(np.abs(across))])
