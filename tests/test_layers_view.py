@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from test_plots import checked
 from ace_core import geometry, lab, plots
 from ace_core.activations import recording
 from ace_core.decoding import Decoding
+from ace_core.default_model.adapter import REFUSING_ID
 from ace_core.errors import EngineError
 from ace_core.host import ModelHost
 from ace_core.lab import PromptLayers
 from ace_core.models import ChatModel
 from ace_core.runs import Run
+from ace_core.store import load_directions, save_directions, vectors_path
 from ace_core.ui import build_page, load_recorded
 from ace_core.ui.compare import layers as layers_view
 from browsing import complaints_of, in_browser, opened_browser, served
@@ -111,6 +114,18 @@ def test_a_run_that_says_nothing_about_the_whole_prompt_is_refused() -> None:
             lab.prompt_layers(bad, tiny_directions("llama"))
 
 
+def test_the_recorded_example_is_read_along_the_shipped_directions(tmp_path: Path) -> None:
+    recorded = load_recorded()
+    assert recorded is not None
+    found = lab.recorded_layers(recorded)
+    assert found is not None and found.tokens == recorded.prompt_tokens and found.last > 0.5
+    directions = load_directions(vectors_path(REFUSING_ID))
+    assert (len(found.coordinates), found.recommended) == (directions.blocks, directions.recommended_layer)
+    assert lab.recorded_layers(None) is None and lab.recorded_layers(recorded, tmp_path / "missing") is None
+    save_directions(tiny_directions("llama"), other := tmp_path / "other.safetensors")
+    assert lab.recorded_layers(recorded, other) is None, "of another model"
+
+
 def test_the_sentence_names_the_layers_and_the_side() -> None:
     def said(auroc: list[float], last: float) -> str:
         coordinates = np.zeros((len(auroc), 3), np.float32)
@@ -174,12 +189,15 @@ def kind(page: Page, kind: str) -> None:
 def test_a_prompt_is_read_on_the_page(page: Page) -> None:
     plot = page.locator("#layers-plot .ace-plot")
     page.locator("#layers-read").scroll_into_view_if_needed()
-    expect(plot).to_contain_text("Type a prompt at the top")
+    kind(page, "recorded")
+    expect(page.locator("#layers-status")).to_contain_text("doctor's signature")
+    page.wait_for_function("document.querySelector('#layers-plot .ace-plot').data?.[0]?.type === 'heatmap'")
+    assert plot.evaluate("plot => plot.data[0].z.length") == 30
     page.locator("#prompt textarea").fill(PROMPT)
     page.locator("#layers-read").click()
     kind(page, "done")
     expect(page.locator("#layers-read")).to_be_enabled()
-    page.wait_for_function("document.querySelector('#layers-plot .ace-plot').data?.[0]?.type === 'heatmap'")
+    page.wait_for_function("document.querySelector('#layers-plot .ace-plot').data[0].z.length === 4")
     shown = plot.evaluate("plot => plot.data[0].z.map((row) => Array.from(row))")
     np.testing.assert_allclose(np.array(shown, float), expected("llama"), atol=2e-3)
     page.locator("#prompt textarea").fill("")

@@ -26,7 +26,14 @@ from ace_core.lab.options import (
     LabOptions,
     lab_options,
 )
-from ace_core.lab.prompt_layers import READING, READING_METHODS, SEPARATES, PromptLayers, prompt_layers
+from ace_core.lab.prompt_layers import (
+    READING,
+    READING_METHODS,
+    SEPARATES,
+    PromptLayers,
+    prompt_layers,
+    recorded_layers,
+)
 from ace_core.lab.sets import (
     KINDS,
     REFERENCE,
@@ -102,6 +109,7 @@ __all__ = [
     "prompt_layers",
     "read_foreign",
     "read_own",
+    "recorded_layers",
     "recorded_sweep",
     "split_sets",
     "sweep_request",

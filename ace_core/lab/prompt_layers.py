@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ace_core.default_model.adapter import REFUSING_ID
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.methods import Baseline
 from ace_core.runs import Run, RunSettings
+from ace_core.store import load_directions, vectors_path
 
-__all__ = ["READING", "READING_METHODS", "SEPARATES", "PromptLayers", "prompt_layers"]
+__all__ = ["READING", "READING_METHODS", "SEPARATES", "PromptLayers", "prompt_layers", "recorded_layers"]
 
 READING = RunSettings(layer=0, max_new_tokens=1)
 READING_METHODS = (Baseline(),)
@@ -66,3 +69,18 @@ def prompt_layers(run: Run, directions: RefusalDirections) -> PromptLayers:
         raise EngineError("The prompt was not read to its end: read it again.")
     auroc = np.array([part.auroc for part in directions.separation], np.float32)
     return PromptLayers(run.prompt_tokens, arm.before[:, :count], auroc, directions.recommended_layer)
+
+
+def recorded_layers(run: Run | None, path: Path | None = None) -> PromptLayers | None:
+    """What a recorded run of the default model says about its prompt; None if nothing, or there are no such vectors.
+
+    Args:
+        run: with the default model's shipped directions.
+        path: of the directions; None takes those.
+    """
+    try:
+        directions = load_directions(path or vectors_path(REFUSING_ID))
+        found = None if run is None else prompt_layers(run, directions)
+    except EngineError:
+        return None
+    return found if found is not None and len(found.coordinates) == directions.blocks else None

@@ -89,7 +89,7 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
                 note = share_panel.link_note()
                 in_use, back = directions.in_use_line()
                 main = compare.build(handlers, recordings)
-                layers = layers_view.build()
+                layers = layers_view.build(recorded)
                 panel = share_panel.build()
             with gr.Tab("Directions", id="directions") as lab_place:
                 lab_tab = directions.build(handlers.blocks)

@@ -12,6 +12,7 @@ import gradio as gr
 from ace_core import lab, plots
 from ace_core.errors import EngineError
 from ace_core.lab import PromptLayers
+from ace_core.runs import Run
 from ace_core.ui.compare.views import nothing_yet
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.packing import pack
@@ -26,6 +27,7 @@ HEIGHT = 460
 _POLL_SECONDS = 0.25
 _READINGS_AT_ONCE = 16
 _EMPTY = "Type a prompt at the top and press “Read the prompt”: every token appears here, at every layer."
+_RECORDED = "Recorded reading; press the button to read your own prompt. Shown: "
 _HEADING = """
 <div class="ace-heading"><h2>Your prompt at every layer</h2>
 <p>One pass over the prompt and its chat template, without any edit and without an answer. Left: how well each layer
@@ -43,13 +45,20 @@ class LayersView:
     plot: gr.HTML
 
 
-def build() -> LayersView:
-    """Build the view, empty."""
+def build(recorded: Run | None = None) -> LayersView:
+    """Build the view.
+
+    Args:
+        recorded: run of the default model, whose prompt is shown, labelled, until the visitor reads another.
+    """
+    found = lab.recorded_layers(recorded)
+    told = status("idle", "") if found is None or recorded is None else status("recorded", _RECORDED + recorded.prompt)
     gr.HTML(_HEADING.format(least=lab.SEPARATES), apply_default_css=False)
     with gr.Row(elem_id="layers-row"):
         read = gr.Button("Read the prompt", size="sm", elem_id="layers-read", scale=0, min_width=150)
-        line = status_line(status("idle", ""), elem_id="layers-status")
-    plot = plotly_plot(nothing_yet(HEIGHT, _EMPTY), height=HEIGHT, elem_id="layers-plot")
+        line = status_line(told, elem_id="layers-status")
+    shown = nothing_yet(HEIGHT, _EMPTY) if found is None else drawn(found)
+    plot = plotly_plot(shown, height=HEIGHT, elem_id="layers-plot")
     return LayersView(read, line, plot)
 
 
