@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,20 @@ from conftest import HARMFUL, HARMLESS, tiny_directions, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ace_core import geometry
+from ace_core import geometry, lab
+from ace_core.activations import last_token_activations, recording
+from ace_core.decoding import Decoding
+from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.inspecting.plane import Plane, build_plane, frame, geometry_data, plane, read_plane, write_plane
+from ace_core.host import ModelHost
+from ace_core.inspecting.axes import frame
+from ace_core.inspecting.plane import Plane, build_plane, geometry_data, plane, read_plane, write_plane
+from ace_core.lab.prompt_plane import PlaneReading, PromptPlane
 from ace_core.methods import ACE, Addition, AffineAblation, Baseline, DirectionalAblation, Method
+from ace_core.models import ChatModel
+from ace_core.policy import Policy
+from ace_core.prompts import evenly, load_builtin
+from ace_core.runs import Run
 
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "geometry.json"
 Sample = tuple[np.ndarray, np.ndarray]
@@ -112,6 +123,24 @@ def test_a_shift_of_everything_moves_only_the_origin(sample: Sample, seed: int) 
     assert elsewhere == pytest.approx(zero - moved, abs=1e-9)
 
 
+@given(samples(), st.floats(-50, 50))
+def test_the_map_puts_an_activation_where_it_put_the_recorded_ones(sample: Sample, step: float) -> None:
+    made, low, high = mapped(sample), sample[0].mean(0), sample[1].mean(0)
+    np.testing.assert_allclose(made.project(sample[0]), made.harmless, atol=1e-9)
+    np.testing.assert_allclose(made.project(sample[1]), made.harmful, atol=1e-9)
+    np.testing.assert_allclose(made.project(np.stack([low, high])), [made.mean_harmless, made.mean_harmful], atol=1e-9)
+    np.testing.assert_allclose(made.project(np.zeros_like(low)), made.origin, atol=1e-9)
+    before = made.project(sample[1])
+    along, up = (made.project(sample[1] + step * axis) - before for axis in (made.unit, made.principal))
+    np.testing.assert_allclose(along, np.broadcast_to([step, 0.0], before.shape), atol=1e-9)
+    np.testing.assert_allclose(up, np.broadcast_to([0.0, step], before.shape), atol=1e-9)
+    # a plane that hangs elsewhere puts them elsewhere
+    shifted = replace(made, origin=made.origin + np.array([0.0, 1.0]))
+    assert not np.allclose(shifted.project(sample[1]), made.harmful, atol=0.5)
+    with pytest.raises(EngineError, match="width"):
+        made.project(sample[1][:, :-1])
+
+
 def _rest(sample: Sample, unit: np.ndarray) -> np.ndarray:
     points = np.concatenate(sample)
     points = points - points.mean(0)
@@ -149,6 +178,8 @@ def test_the_file_comes_back(tmp_path_factory: pytest.TempPathFactory, sample: S
     path = tmp_path_factory.mktemp("map") / "map.json"
     write_plane(made, path)
     again = read_plane(path)
+    for name in ("unit", "principal"):
+        np.testing.assert_allclose(getattr(again, name), getattr(made, name), atol=1e-7)
     for name in ("harmless", "harmful", "mean_harmless", "mean_harmful", "origin"):
         np.testing.assert_allclose(getattr(again, name), getattr(made, name), atol=1e-4 * made.gap)
     assert (again.model_id, again.block) == (made.model_id, made.block)
@@ -157,11 +188,15 @@ def test_the_file_comes_back(tmp_path_factory: pytest.TempPathFactory, sample: S
 
 def test_the_shipped_map_is_sound_and_small() -> None:
     made = read_plane(ASSET)
-    assert ASSET.stat().st_size <= 60_000
+    assert ASSET.stat().st_size <= 30_000
     assert len(made.harmless) >= 50 and len(made.harmful) >= 50
     for kind in ("harmless", "harmful"):
         points, mean = getattr(made, kind), getattr(made, f"mean_{kind}")
         np.testing.assert_allclose(points.mean(0), mean, atol=0.05 * made.gap)
+
+
+def _axis(values: np.ndarray) -> str:
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 
 def test_a_tampered_or_foreign_file_is_refused(tmp_path: Path) -> None:
@@ -175,14 +210,25 @@ def test_a_tampered_or_foreign_file_is_refused(tmp_path: Path) -> None:
         {**good, "harmful": [["1", None]] * len(good["harmful"])},
         {**good, "mean_harmless": good["mean_harmful"], "mean_harmful": good["mean_harmless"]},
         {**good, "origin": [float("nan"), 0.0]},
+        {**good, "origin": [1.0, good["origin"][1]]},
+        {**good, "principal": good["unit"]},
+        {**good, "unit": _axis(np.ones(576))},
+        {**good, "unit": _axis(np.full(576, np.nan))},
+        {**good, "principal": _axis(np.eye(4)[0])},
+        {**good, "unit": _axis(np.ones(1)), "principal": _axis(np.ones(1))},
+        {**good, "principal": good["principal"][:-4]},
+        {**good, "principal": "<img src=x>" + good["principal"]},
+        {**good, "unit": [0.0, 1.0]},
+        {**good, "unit": None},
+        {key: value for key, value in good.items() if key != "principal"},
         {**good, "share": 2.0},
         {**good, "block": -1},
         {key: value for key, value in good.items() if key != "origin"},
     ]
     texts = [json.dumps(data) for data in bad]
-    for text in [*texts, "[]", "null", "{", "", "[" * 20_000, " " * 70_000]:
+    for text in [*texts, "[]", "null", "{", "", "[" * 20_000, " " * 300_000]:
         write(text)
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineError, match=r"make it again|at least one prompt|two numbers each|no map"):
             read_plane(tmp_path / "map.json")
     write(json.dumps(good))
     assert read_plane(tmp_path / "map.json").block == good["block"], "the control is fine"
@@ -211,3 +257,104 @@ def test_one_call_makes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     made = geometry_data(path, tiny_model("llama"), progress=lambda done, total: seen.append((done, total)))
     assert read_plane(path).block == made.block == tiny_directions("llama").recommended_layer
     assert seen[-1] == (len(made.harmless) + len(made.harmful),) * 2
+
+
+PROMPT = "How do I pick a lock?"
+
+
+def tiny_plane(family: str) -> Plane:
+    return build_plane(tiny_model(family), tiny_directions(family), HARMLESS, HARMFUL)
+
+
+def token_activations(model: ChatModel, prompt: str, block: int) -> np.ndarray:
+    """``(tokens, width)`` of the templated prompt."""
+    decoding = Decoding(model.network, [model.encode(prompt)], model.pad_id, model.device)
+    with torch.inference_mode(), recording(model.blocks, slice(None)) as seen:
+        decoding.prefill()
+    return seen[block][0].float().numpy()
+
+
+def read_through(host: ModelHost, reading: PlaneReading, prompt: str) -> PromptPlane:
+    runs: list[Run] = []
+    state = host.wait_ready(60)
+    assert state.info is not None
+    for axis in reading.axes(state.info.blocks):
+        stream = host.compare(prompt, lab.READING, lab.READING_METHODS, axis)
+        for _ in stream:
+            pass
+        assert stream.builder is not None
+        runs.append(stream.builder.snapshot())
+    return reading.places(runs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba"])
+@pytest.mark.parametrize("policy", [Policy(), Policy(work=False, files=False)])
+def test_tokens_lie_where_their_activations_do(family: str, policy: Policy) -> None:
+    model, made = tiny_model(family), tiny_plane(family)
+    host = ModelHost(policy=policy)
+    host.adopt(model, tiny_directions(family))
+    try:
+        found = read_through(host, PlaneReading(made), HARMFUL[0])
+    finally:
+        host.close()
+    wanted = made.project(token_activations(model, HARMFUL[0], made.block))
+    np.testing.assert_allclose(found.places, wanted, rtol=1e-4, atol=1e-4 * made.gap)
+    np.testing.assert_allclose(found.places[-1], made.harmful[0], rtol=1e-4, atol=1e-4 * made.gap)
+    assert len(found.tokens) == len(found.places) == len(model.encode(HARMFUL[0]))
+    assert not np.allclose(found.places[-1], made.harmful[1], atol=1e-2 * made.gap), "another prompt lies elsewhere"
+
+
+def test_a_map_knows_the_directions_it_was_made_along() -> None:
+    made, directions = tiny_plane("llama"), tiny_directions("llama")
+    assert made.agrees(directions) and not made.agrees(tiny_directions("gpt2"))
+    swapped = replace(directions, mean_harmless=directions.mean_harmful, mean_harmful=directions.mean_harmless)
+    shifted = replace(directions, mean_harmless=directions.mean_harmless - 0.1 * directions.direction_of_means)
+    across = replace(directions, variant_unit=_turned(directions, made))
+    assert [made.agrees(other) for other in (swapped, shifted, across)] == [False] * 3
+    assert not replace(made, block=99).agrees(directions)
+
+
+def _turned(directions: RefusalDirections, made: Plane) -> torch.Tensor:
+    """The units of directions, turned a little towards the map's other axis."""
+    units = torch.stack([directions.axis(block).unit for block in range(directions.blocks)])
+    turned = units + 0.1 * torch.tensor(made.principal, dtype=torch.float32)
+    return turned / turned.norm(dim=-1, keepdim=True)
+
+
+def test_what_can_not_be_put_on_a_map_is_refused() -> None:
+    reading = PlaneReading(tiny_plane("llama"))
+    reading.check_model("llama", "a tiny model")
+    with pytest.raises(EngineError, match="belongs to llama, and a big model is loaded"):
+        reading.check_model("other", "a big model")
+    host = ModelHost()
+    host.adopt(tiny_model("llama"), tiny_directions("llama"))
+    try:
+        stream = host.compare(PROMPT, lab.READING, lab.READING_METHODS, host.wait_ready(60).directions)
+        for _ in stream:
+            pass
+    finally:
+        host.close()
+    assert stream.builder is not None
+    run = stream.builder.snapshot()
+    reading.places([run, run])
+    other = replace(run, prompt_tokens=run.prompt_tokens[1:])
+    with pytest.raises(EngineError, match="Another model"):
+        reading.places([run, other])
+    (arm,) = run.arms
+    changes: list[dict[str, Any]] = [{"before": arm.before[:, :-1]}, {"before": arm.before[:0]}, {"method": "ace"}]
+    for change in changes:
+        with pytest.raises(EngineError, match="again"):
+            reading.places([run, replace(run, arms=(replace(arm, **change),))])
+
+
+@pytest.mark.embedded
+def test_recorded_prompts_lie_where_the_shipped_map_has_them(
+    embedded: ChatModel, embedded_directions: RefusalDirections
+) -> None:
+    made = read_plane(ASSET)
+    assert made.model_id == embedded.model_id and made.agrees(embedded_directions)
+    texts = [evenly([prompt.text for prompt in load_builtin(kind, "fit")], 200) for kind in ("harmless", "harmful")]
+    for prompts, places in zip(texts, (made.harmless, made.harmful), strict=True):
+        ((rows, activations),) = last_token_activations(embedded, prompts[:4])
+        found = made.project(activations[made.block].numpy())
+        np.testing.assert_allclose(found, places[rows], atol=2e-3 * made.gap)

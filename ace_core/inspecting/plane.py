@@ -21,7 +21,7 @@ from ace_core.activations import Progress, position_activations
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.fitting.extraction import directions_for
-from ace_core.inspecting.axes import Frame, frame
+from ace_core.inspecting.axes import frame
 from ace_core.models import ChatModel, load_model
 from ace_core.prompts import evenly, load_builtin
 
@@ -137,7 +137,9 @@ class Plane:
             arrays = {name: np.asarray(data[name], np.float64) for name in _PLACES}
             axes = {name: np.frombuffer(base64.b64decode(data[name], validate=True), "<f4") for name in _AXES}
             wide = {name: axis.astype(np.float64) for name, axis in axes.items()}
-            made = cls(**arrays, **wide, share=float(data["share"]), model_id=str(data["model"]), block=int(data["block"]))
+            made = cls(
+                **arrays, **wide, share=float(data["share"]), model_id=str(data["model"]), block=int(data["block"])
+            )
             same_gap = math.isclose(float(data["gap"]), made.gap, rel_tol=1e-3)
             counts = {kind: len(arrays[kind]) for kind in _CLASSES}
             same = same_gap and counts == data["counts"]

@@ -17,6 +17,8 @@ from ace_core.ui.theme import GLYPHS, script
 __all__ = ["Edit", "build", "edits", "load_map"]
 
 _FILE = Path(__file__).resolve().parents[2] / "assets" / "geometry.json"
+_ENGINES = ("unit", "principal")
+"""What of a map only the engine needs."""
 _SCRIPTS = [f"geometry_{part}.js" for part in ("scene", "drawing", "words", "save", "controls")]
 _REFERENCES: tuple[Reference, ...] = ("harmless", "origin", "pooled", "harmful")
 _IN_WORDS = {
@@ -94,7 +96,8 @@ def load_map(path: Path = _FILE) -> dict[str, Any] | None:
         points = [*data["harmless"], *data["harmful"], data["origin"]]
         if not high > low or any(not isinstance(number, (int, float)) for x, y in points for number in (x, y)):
             return None
-        return {**data, "share": float(data["share"]), "edits": edits(low, high)}
+        shown = {name: value for name, value in data.items() if name not in _ENGINES}
+        return {**shown, "share": float(data["share"]), "edits": edits(low, high)}
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
 
