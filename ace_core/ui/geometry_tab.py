@@ -11,6 +11,9 @@ from typing import Any, TypedDict
 import gradio as gr
 
 from ace_core.methods import ACE, METHODS, REFERENCES, Method, Reference, parse_method
+from ace_core.ui import geometry_tokens
+from ace_core.ui.geometry_tokens import TokensReader
+from ace_core.ui.handlers import Handlers
 from ace_core.ui.packing import pack
 from ace_core.ui.theme import GLYPHS, script
 
@@ -19,7 +22,7 @@ __all__ = ["Edit", "build", "edits", "load_map"]
 _FILE = Path(__file__).resolve().parents[2] / "assets" / "geometry.json"
 _ENGINES = ("unit", "principal")
 """What of a map only the engine needs."""
-_SCRIPTS = [f"geometry_{part}.js" for part in ("scene", "drawing", "words", "save", "controls")]
+_SCRIPTS = [f"geometry_{part}.js" for part in ("scene", "drawing", "words", "tokens", "save", "controls")]
 _REFERENCES: tuple[Reference, ...] = ("harmless", "origin", "pooled", "harmful")
 _IN_WORDS = {
     "baseline": "Nothing is changed: every prompt stays where it was.",
@@ -52,6 +55,16 @@ _LETTERS = {
     "low": ("μ⁻·u", "where the harmless mean lies along u, counted from the origin"),
     "gap": ("g", "the class gap: distance between the two means"),
 }
+_TOKENS_LEGEND = """
+      <span><span data-mark="token">★</span> token of your prompt, the last one large: press the button below</span>"""
+_TOKENS = """
+      <p class="ace-geo-buttons"><button type="button" data-tokens="put" title="Read the prompt of your last run once,
+      without any edit, and show every token of it on the map">Put my prompt’s tokens here</button>
+      <button type="button" data-tokens="remove" title="Take the tokens off the map" hidden>Remove</button></p>
+      <p class="ace-geo-put" role="status" data-slot="tokens">Takes the prompt of your last run on the Compare tab, or
+      of the recorded example.</p>
+      <p class="ace-geo-token-words" data-slot="token"></p>
+"""
 _MISSING = (
     '<p class="ace-geo-missing">The map of activations is missing or damaged: run <code>geometry_data</code> of '
     "<code>ace_core.inspecting.plane</code> to make it again.</p>"
@@ -102,18 +115,26 @@ def load_map(path: Path = _FILE) -> dict[str, Any] | None:
         return None
 
 
-def build(path: Path = _FILE) -> gr.HTML:
-    """The tab's one component; it answers in the browser and asks the server nothing."""
+def build(path: Path = _FILE, handlers: Handlers | None = None) -> gr.HTML:
+    """The tab's one component; it answers in the browser and asks the server nothing but a prompt's tokens.
+
+    Args:
+        path: the map.
+        handlers: of the page, whose model reads the visitor's prompt for the map; None offers no such thing.
+    """
     data = load_map(path)
     if data is None:
         return gr.HTML(_MISSING, elem_id="geometry", apply_default_css=False)
-    return gr.HTML(
+    tab = gr.HTML(
         pack(data),
-        html_template=_markup(data),
+        html_template=_markup(data, tokens=handlers is not None),
         js_on_load="\n".join(map(script, _SCRIPTS)),
         elem_id="geometry",
         apply_default_css=False,
     )
+    if handlers is not None:
+        geometry_tokens.wire(tab, TokensReader(handlers, data, path))
+    return tab
 
 
 def _method(name: str, alpha: float, scaled: bool) -> Method:
@@ -135,7 +156,7 @@ def _edit(at: Callable[[float], Method], low: float, high: float, reference: str
     }
 
 
-def _markup(data: dict[str, Any]) -> str:
+def _markup(data: dict[str, Any], tokens: bool) -> str:
     """Everything but the numbers and the drawing, so that nothing jumps when the script starts."""
     model, block = _text(str(data["model"])), int(data["block"])
     harmful, harmless = len(data["harmful"]), len(data["harmless"])
@@ -147,6 +168,7 @@ def _markup(data: dict[str, Any]) -> str:
         _choice("reference", point, REFERENCES[point].removeprefix("the ").capitalize(), _KNOWN_AS[point])
         for point in _REFERENCES
     )
+    asks = "only your own prompt’s tokens ask the model" if tokens else "nothing here asks the model"
     letters = "".join(
         f'<div data-letter="{key}" title="{escape(words)}"><dt><i>{letter}</i> = <output data-number="{key}">'
         f"</output></dt><dd>{words}</dd></div>"
@@ -160,7 +182,7 @@ def _markup(data: dict[str, Any]) -> str:
     return f"""
 <section class="ace-geo" data-method="baseline" aria-label="Geometry of the refusal direction">
   <div class="ace-heading"><h2>What an edit does to a prompt</h2>
-  <p>Instant, on recorded numbers: nothing here asks the model, and the sidebar plays no part.</p></div>
+  <p>Instant, on recorded numbers: the sidebar plays no part, and {asks}.</p></div>
   <p class="ace-geo-text">While a language model reads a prompt, it keeps notes as a long list of numbers, which is a
   point in a space of many dimensions. Each mark is one of {harmful + harmless} real prompts as {model} holds it after
   block {block}, just before it answers: the further right, the more it resembles the harmful requests that the model
@@ -192,13 +214,15 @@ def _markup(data: dict[str, Any]) -> str:
       <p class="ace-geo-legend"><span><span data-mark="harmful">▼</span> harmful prompt</span>
       <span><span data-mark="harmless">○</span> harmless prompt</span>
       <span><span data-mark="before">▽○</span> before the edit</span>
-      <span><span data-mark="probe">◎</span> your point: drag it, or use the arrow keys</span></p>
+      <span><span data-mark="probe">◎</span> your point: drag it, or use the arrow keys</span>{_TOKENS_LEGEND * tokens}
+      </p>
       <div class="ace-geo-plot" data-slot="plot"></div>
       <p class="ace-geo-said" role="status" aria-live="polite" data-slot="said"></p>
       <p class="ace-geo-probe"><span data-mark="probe">◎</span> <output data-slot="probe"></output></p>
-      <p class="ace-geo-save"><button type="button" data-save="png" title="Save this picture as a PNG file, for slides"
-      >Save as PNG</button> <button type="button" data-save="svg" title="Save this picture as an SVG file, which stays
-      sharp at any size">Save as SVG</button></p>
+      {_TOKENS * tokens}
+      <p class="ace-geo-buttons"><button type="button" data-save="png" title="Save this picture as a PNG file, for
+      slides">Save as PNG</button> <button type="button" data-save="svg" title="Save this picture as an SVG file, which
+      stays sharp at any size">Save as SVG</button></p>
     </div>
   </div>
   <dl class="ace-geo-letters">{letters}</dl>

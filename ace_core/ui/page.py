@@ -96,7 +96,7 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
             with gr.Tab("Sweep", id="sweep") as sweep_place:
                 sweep = sweep_tab.build(lab.recorded_sweep(_RECORDED_SWEEP))
             with gr.Tab("Geometry", id="geometry"):
-                geometry_tab.build()
+                geometry_tab.build(handlers=handlers if host.policy.runs else None)
             with gr.Tab("Learn", id="learn"):
                 lessons = learn.build(recordings)
         lab_place.visible = in_use.visible = host.policy.runs

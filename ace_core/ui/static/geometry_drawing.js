@@ -75,6 +75,7 @@ function build() {
     parts.points = points.map(({ kind }, index) =>
         draw(cloud, 'path', { d: shapes[kind], class: 'ace-geo-point', 'data-class': kind, 'data-index': index }));
     cloud.addEventListener('pointerover', (event) => explain(event.target));
+    if (putting) drawTokens();
     for (const kind of ['harmless', 'harmful']) {
         const mean = draw(svg, 'g', { class: 'ace-geo-mean', 'data-class': kind });
         draw(mean, 'path', { d: shapes[kind], transform: 'scale(2)' });
@@ -108,6 +109,7 @@ function slide(edit) {
         parts.removed = edit.remove;
         points.forEach((point, index) => place(parts.points[index], point.x - edit.remove * point.x, point.y));
     }
+    if (tokens.length) slideTokens(edit);
     parts.cloud.style.transform = `translate(${(px(edit.add) - px(0)).toFixed(2)}px, 0px)`;
     parts.cloud.dataset.add = String(edit.add);
 }
