@@ -285,6 +285,12 @@ def test_a_token_is_read_by_pointing_and_with_the_keyboard(page: Page, tiny_map:
     expect(words).to_contain_text("−1.00 after")
     tab(page).locator("[data-token='2']").dispatch_event("pointerover")
     expect(words).to_contain_text(f"Token 3 of {count}")
+    there, width = places(page), tab(page).locator("svg").get_attribute("width") or ""
+    page.set_viewport_size({"width": 1000, "height": 800})
+    expect(tab(page).locator("svg")).not_to_have_attribute("width", width)
+    expect(stars(page)).to_have_count(count)
+    np.testing.assert_array_equal(places(page), there)
+    expect(tab(page).locator(".ace-geo-token[data-current]")).to_have_attribute("data-token", "2")
 
 
 @in_browser
@@ -337,7 +343,9 @@ def test_the_tokens_of_a_run_on_the_real_page(browser: Browser, embedded: ChatMo
         fresh.goto(url)
         expect(fresh.locator("#model-card .ace-card")).to_have_attribute("data-status", "ready")
         fresh.locator("#prompt textarea").fill(prompt)
+        fresh.get_by_role("button", name="Sampling").click()
         fresh.locator("#max-new-tokens input[type=number]").fill("4")
+        fresh.locator("#max-new-tokens input[type=number]").press("Tab")
         fresh.locator("#run").click()
         expect(fresh.locator("#status .ace-status")).to_have_attribute("data-kind", "done")
         fresh.get_by_role("tab", name="Geometry").click()

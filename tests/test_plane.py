@@ -23,7 +23,7 @@ from ace_core.errors import EngineError
 from ace_core.host import ModelHost
 from ace_core.inspecting.axes import frame
 from ace_core.inspecting.plane import Plane, build_plane, geometry_data, plane, read_plane, write_plane
-from ace_core.lab.prompt_plane import PlaneReading, PromptPlane
+from ace_core.lab import PlaneReading, PromptPlane
 from ace_core.methods import ACE, Addition, AffineAblation, Baseline, DirectionalAblation, Method
 from ace_core.models import ChatModel
 from ace_core.policy import Policy

@@ -34,6 +34,7 @@ from ace_core.lab.prompt_layers import (
     prompt_layers,
     recorded_layers,
 )
+from ace_core.lab.prompt_plane import PlaneReading, PromptPlane
 from ace_core.lab.sets import (
     KINDS,
     REFERENCE,
@@ -89,7 +90,9 @@ __all__ = [
     "LabSet",
     "LabSweep",
     "Look",
+    "PlaneReading",
     "PromptLayers",
+    "PromptPlane",
     "SweepFiles",
     "SweepLook",
     "SweepRequest",

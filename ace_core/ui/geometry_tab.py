@@ -56,10 +56,11 @@ _LETTERS = {
     "gap": ("g", "the class gap: distance between the two means"),
 }
 _TOKENS_LEGEND = """
-      <span><span data-mark="token">★</span> token of your prompt, the last one large: press the button below</span>"""
+      <span><span data-mark="token">★</span> token of your prompt, its last one large</span>"""
 _TOKENS = """
-      <p class="ace-geo-buttons"><button type="button" data-tokens="put" title="Read the prompt of your last run once,
-      without any edit, and show every token of it on the map">Put my prompt’s tokens here</button>
+      <p class="ace-geo-buttons"><button type="button" data-tokens="put"
+      title="Read the prompt of your last run once, without any edit, and show every token of it on the map">Put my
+      prompt’s tokens here</button>
       <button type="button" data-tokens="remove" title="Take the tokens off the map" hidden>Remove</button></p>
       <p class="ace-geo-put" role="status" data-slot="tokens">Takes the prompt of your last run on the Compare tab, or
       of the recorded example.</p>

@@ -15,7 +15,7 @@ from ace_core import lab
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.host import ModelInfo
-from ace_core.lab.prompt_plane import PlaneReading, PromptPlane
+from ace_core.lab import PlaneReading, PromptPlane
 from ace_core.runs import Run
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.packing import pack

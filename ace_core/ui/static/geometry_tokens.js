@@ -60,7 +60,10 @@ function tellToken(edit) {
     if (current === null) return;
     const text = `Token ${current + 1} of ${tokens.length}, “${tokens[current].text}”: ${tokenWords(edit, current)}.`;
     slot('token').textContent = text;
-    parts?.tokens[current].setAttribute('aria-label', text);
+    const node = parts?.tokens?.[current];
+    if (!node) return;
+    node.setAttribute('aria-label', text);
+    (node.querySelector('title') || draw(node, 'title')).textContent = text;
 }
 
 function select(index) {
