@@ -11,6 +11,7 @@ import torch
 
 from ace_core.errors import EngineError, explained, out_of_memory
 from ace_core.models import ChatModel
+from ace_core.scheduling.heap import Heap
 from ace_core.scheduling.limits import Footprint, Limits, free_memory
 from ace_core.scheduling.line import WaitingLine
 from ace_core.scheduling.running import ActiveRun, Batch, Reading, Told, Turns
@@ -47,6 +48,7 @@ class Scheduler:
         self._rows, self._shrunk = limits.rows, 0.0
         self._service: float | None = None
         self._candidate: ActiveRun | None = None
+        self._heap = Heap()
         self.count = 0
         """Runs in progress, for anyone to read."""
 
@@ -67,7 +69,8 @@ class Scheduler:
             self._end_all(_sentence(error))
             return True
         finally:
-            self.count = len(self.active)
+            before, self.count = self.count, len(self.active)
+            self._heap.look(freed=self.count < before, idle=self.count == 0)
 
     def close(self) -> None:
         """End all runs, those in the line as well, with what they have written so far."""
