@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -20,14 +21,20 @@ import ace_core as ace
 from ace_core import lab, plots
 from ace_core.exchange import export_gguf
 from ace_core.host import HostState, ModelHost
+from ace_core.inspecting.achieved import achieved_table
 from ace_core.lab import choice as lab_choice
+from ace_core.policy import Policy
 from ace_core.prompts import Prompt
 from ace_core.runs import Run, RunSettings
 from ace_core.store import save_directions
 from ace_core.tasks import Task
 from ace_core.ui import controls
+from ace_core.ui.directions import tab as lab_tab
 from ace_core.ui.directions import views as show
 from ace_core.ui.directions.bench import Bench
+from ace_core.ui.directions.handlers import DirectionsHandlers
+from ace_core.ui.directions.in_use import DirectionsInUse
+from ace_core.ui.handlers import Handlers
 from ace_core.ui.sessions import Session
 
 GOOD: dict[str, Any] = {
@@ -237,6 +244,152 @@ def test_inputs_are_for_looking_only(host: ModelHost) -> None:
     with pytest.raises(ace.EngineError, match="edits happen at outputs"):
         host.work(lambda model, task: lab.choose_block(model, task, fit, "ace")).result(60)
     assert "for looking" in show.recommendation(lab.look_at(fit.directions), fit, None)
+
+
+def test_a_table_of_another_block_is_the_engines(host: ModelHost) -> None:
+    fit = fitted(host, request())
+    chosen = host.work(lambda model, task: lab.choose_block(model, task, fit, "ace")).result(120)
+    recommended = chosen.selection.recommended
+    other = (recommended + 1) % 4
+    tests = fit.parts.texts("test") if fit.parts is not None else ([], [])
+    assert lab.table_prompts(fit) == tests and all(len(texts) == 4 for texts in tests)
+    table = host.work(lambda model, task: lab.block_table(model, task, fit, other)).result(60)
+    assert table == achieved_table(tiny_model("llama"), fit.directions, *tests, [other], batch_size=16)
+    assert {row.block for row in table} == {other} and len(table) == 2 * len(lab.ACHIEVED_COEFFICIENTS)
+    again = host.work(lambda model, task: lab.block_table(model, task, fit, recommended)).result(60)
+    assert again == chosen.achieved != table
+    with pytest.raises(ace.EngineError, match="block"):
+        host.work(lambda model, task: lab.block_table(model, task, fit, 4)).result(60)
+    for barren, told in (
+        (fitted(host, request(site="input", position="mean")), "ACE edits outputs"),
+        (lab.LabFit(tiny_directions("llama")), "came without prompts"),
+    ):
+        with pytest.raises(ace.EngineError, match=told):
+            host.work(lambda model, task, fit=barren: lab.block_table(model, task, fit, 0)).result(60)
+
+
+def test_a_stop_while_the_table_is_measured_keeps_the_choice(host: ModelHost) -> None:
+    fit = fitted(host, request())
+
+    def compute(model: ace.ChatModel, task: Task[lab.BlockChoice]) -> lab.BlockChoice:
+        report = task.report
+
+        def watched(message: str, fraction: float | None = None) -> None:
+            report(message, fraction)
+            if message.startswith("Measuring block"):
+                task.cancel()
+
+        task.report = watched  # type: ignore[method-assign]
+        return lab.choose_block(model, task, fit, "ace")
+
+    choice = host.work(compute).result(120)
+    assert choice.achieved == () and choice.directions.recommended_layer == choice.selection.recommended
+
+
+class Bound:
+    """The tab of one visitor without a browser, its handlers called as the page calls them."""
+
+    def __init__(self, host: ModelHost, fit: lab.LabFit) -> None:
+        with gr.Blocks():
+            self.tab = lab_tab.build(4)
+            line, back = lab_tab.in_use_line()
+            used = DirectionsInUse(page := Handlers(host, None, 4), line, back, self.tab.status, gr.Tabs(), None)  # type: ignore[arg-type]
+        self.handlers, self.request = DirectionsHandlers(page, self.tab, used), gr.Request(session_hash="visitor")
+        self.bench = page.sessions.get("visitor").bench
+        self.bench.keep(fit, lab.look_at(fit.directions), host.state.info)
+        self.now: dict[Any, Any] = {}
+
+    def look(self, block: object) -> str:
+        self.now.update(self.handlers.looking.look(self.request, block))
+        return self.table
+
+    def measure(self, block: object) -> list[str]:
+        """What stood in the table's place, in order."""
+        seen = []
+        for update in self.handlers.measuring.measure(self.request, block):
+            self.now.update(update)
+            seen.append(self.table)
+        return seen
+
+    @property
+    def table(self) -> str:
+        return self.now.get(self.tab.achieved, "")
+
+    def allows(self, button: gr.Button) -> bool:
+        return self.now[button].interactive
+
+
+def test_the_tables_of_blocks_are_measured_when_asked_and_kept(host: ModelHost) -> None:
+    fit = fitted(host, request())
+    place = Bound(host, fit)
+    tab, bench = place.tab, place.bench
+    assert "Block 1 is not measured yet: press" in place.look(1) and place.allows(tab.measure)
+    empty = place.table
+    seen = place.measure(1)
+    assert any("Measuring block 1" in table for table in seen)
+    assert "ACE at block 1:" in place.table and not place.allows(tab.measure) and not place.allows(tab.measure_stop)
+    assert place.table.count("<tr") == empty.count("<tr") == 11, "as high before as after"
+    assert bench.tables[1] == achieved_table(tiny_model("llama"), fit.directions, *lab.table_prompts(fit), [1])
+    assert "ACE at" not in place.look(3), "one block's table is not another's"
+    known = bench.tables[1]
+    place.measure(1)
+    assert bench.tables[1] is known, "not measured twice"
+
+    # nothing but blocks of the model
+    for nonsense in (-1, 4, 1.5, True, None, "2", [2]):
+        assert place.handlers.looking.look(place.request, nonsense) == {tab.classes: gr.skip()}
+    assert bench.block == 1
+
+    # the visitor moves on while block 2 is measured
+    going = place.handlers.measuring.measure(place.request, 2)
+    for update in going:
+        place.now.update(update)
+        if "Measuring block 2" in place.table:
+            assert place.allows(tab.measure_stop) and not place.allows(tab.measure)
+            assert "ACE at block 1:" in place.look(1)
+            assert "something else is still running" in place.look(0)
+    assert "Block 0 is not measured yet: press" in place.table and place.allows(tab.measure)
+    assert "ACE at block 2:" in place.look(2)
+
+    # a stop keeps what is known; somebody else's work lies before it
+    gate = threading.Event()
+    host.work(lambda model, task: gate.wait(60))
+    for update in place.handlers.measuring.measure(place.request, 3):
+        place.now.update(update)
+        if "Measuring block 3" in place.table:
+            place.now.update(place.handlers.working.stop(place.request))
+            gate.set()
+    assert set(bench.tables) == {1, 2} and "topped" in place.table
+    assert place.allows(tab.measure) and not place.allows(tab.measure_stop) and place.allows(tab.fit)
+    assert bench.tables[1] is known and "ACE at block 1:" in place.look(1)
+
+    # another fit knows nothing
+    bench.keep(fit, lab.look_at(fit.directions), host.state.info)
+    assert "not measured yet" in place.look(1)
+
+
+def test_where_nothing_can_be_measured_one_sentence_says_why(host: ModelHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = Bound(host, fitted(host, request(site="input", position="mean")))
+    assert (
+        "ACE edits outputs" in inputs.look(1) and "<table" not in inputs.table and not inputs.allows(inputs.tab.measure)
+    )
+    inputs.measure(1)
+    assert "ACE edits outputs" in inputs.now[inputs.tab.status]
+    place = Bound(host, fitted(host, request()))
+    assert place.bench.begin()
+    assert "something else is still running" in place.look(1) and not place.allows(place.tab.measure)
+    place.measure(1)
+    assert "Something is still running" in place.now[place.tab.status] and not place.bench.tables
+    place.bench.release()
+    monkeypatch.setattr(host, "policy", Policy(work=False))
+    assert "<table" not in place.look(1) and not place.allows(place.tab.measure)
+    with pytest.raises(ace.EngineError) as refused:
+        host.policy.check_work()
+    assert str(refused.value)[:30] in place.table
+    place.measure(1)
+    assert not place.bench.tables
+    hostile = show.not_achieved("<b>${x}{{y}}", ["harmful"]) + show.never_achieved("<b>${x}")
+    assert "<b>" not in hostile and "${" not in hostile and "{{" not in hostile
 
 
 def test_prompts_that_misbehave_are_left_out_and_counted(host: ModelHost) -> None:

@@ -1,11 +1,13 @@
 """What a page asks the model thread for when somebody fits directions of their own or sweeps; knows no page.
 
-:func:`fit_lab`, :func:`choose_block` and :meth:`LabSweep.run` are run by :meth:`ace_core.host.ModelHost.work`;
-everything they return is frozen and small, so a page can keep it.
+:func:`fit_lab`, :func:`choose_block`, :func:`block_table` and :meth:`LabSweep.run` are run by
+:meth:`ace_core.host.ModelHost.work`; everything they return is frozen and small, so a page can keep it.
 """
 
 from __future__ import annotations
 
+from ace_core.inspecting.achieved import ACHIEVED_COEFFICIENTS, Achieved
+from ace_core.lab.block_table import block_table, check_block_table, table_prompts
 from ace_core.lab.choice import METHOD_CHOICES, BlockChoice, choose_block
 from ace_core.lab.files import (
     FILE_SUFFIXES,
@@ -62,6 +64,7 @@ from ace_core.lab.sweep_request import (
 )
 
 __all__ = [
+    "ACHIEVED_COEFFICIENTS",
     "ALPHA_COUNTS",
     "ALPHA_RANGE",
     "FILE_SUFFIXES",
@@ -80,6 +83,7 @@ __all__ = [
     "SWEEP_PRESETS",
     "TOKEN_COUNTS",
     "VARIANT_CHOICES",
+    "Achieved",
     "Beside",
     "BlockChoice",
     "LabFiles",
@@ -98,7 +102,9 @@ __all__ = [
     "SweepRequest",
     "accept_directions",
     "beside",
+    "block_table",
     "builtin_set",
+    "check_block_table",
     "choose_block",
     "file_set",
     "fit_lab",
@@ -116,5 +122,6 @@ __all__ = [
     "recorded_sweep",
     "split_sets",
     "sweep_request",
+    "table_prompts",
     "write_files",
 ]

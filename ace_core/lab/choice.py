@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ace_core.activations import TimeLeft
+from ace_core.activations import Stopped, TimeLeft
 from ace_core.choosing.refusal_score import RefusalTokens, find_refusal_tokens
 from ace_core.choosing.selection import Selection, select_layer
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
-from ace_core.inspecting.achieved import Achieved, achieved_table
+from ace_core.inspecting.achieved import Achieved
+from ace_core.lab.block_table import block_table, table_prompts
 from ace_core.lab.fit import LabFit, progress_of
 from ace_core.models import ChatModel
 from ace_core.tasks import Task
@@ -31,7 +32,7 @@ class BlockChoice:
     Args:
         selection: for the method asked for.
         directions: recommending the chosen block.
-        achieved: coordinates on test prompts at the chosen block; empty after a stop.
+        achieved: coordinates on test prompts at the chosen block; empty after a stop, or without test prompts.
     """
 
     selection: Selection
@@ -91,20 +92,12 @@ def choose_block(
         cancelled=task.cancelled,
     )
     directions = replace(fit.directions, recommended_layer=selection.recommended)
-    if task.cancelled():
+    if not any(table_prompts(fit)):
         return BlockChoice(selection, directions)
-    tested = [texts[:_MOST_PROMPTS] for texts in fit.parts.texts("test")]
-    if not any(tested):
+    try:
+        return BlockChoice(selection, directions, block_table(model, task, fit, selection.recommended))
+    except Stopped:
         return BlockChoice(selection, directions)
-    achieved = achieved_table(
-        model,
-        directions,
-        tested[0],
-        tested[1],
-        batch_size=_BATCH,
-        progress=progress_of(task, "Checking what ACE reaches"),
-    )
-    return BlockChoice(selection, directions, achieved)
 
 
 def _check(method: object) -> None:

@@ -52,6 +52,8 @@ class DirectionsTab:
     keep: gr.Button
     classes: gr.HTML
     plane: gr.HTML
+    measure: gr.Button
+    measure_stop: gr.Button
     achieved: gr.HTML
     vectors: gr.DownloadButton
     gguf: gr.DownloadButton
@@ -150,7 +152,7 @@ def build(blocks: int) -> DirectionsTab:
         )  # fmt: skip
     block = gr.Slider(
         0, blocks - 1, value=(2 * blocks) // 3, step=1, label="Layer to look at",
-        info="The block that the next two plots show.", elem_id="lab-block", buttons=[],
+        info="The block that the next two plots and the table under them show.", elem_id="lab-block", buttons=[],
     )  # fmt: skip
     with gr.Row():
         classes = _plot(
@@ -160,6 +162,17 @@ def build(blocks: int) -> DirectionsTab:
         plane = _plot(
             "Every prompt", "Hover over a mark to read it.", show.MAP_HEIGHT, "lab-plane", show.plane(None, 0)
         )
+    heading(
+        "What ACE reaches", "Coordinates asked for and reached on test prompts, when the layer looked at is edited."
+    )
+    with gr.Row(elem_id="lab-measure-row"):
+        measure = gr.Button(
+            "Measure this block", size="sm", interactive=False, scale=0, min_width=180, elem_id="lab-measure"
+        )
+        measure_stop = gr.Button(
+            "Stop", size="sm", interactive=False, scale=0, min_width=100, elem_id="lab-measure-stop"
+        )
+    achieved = gr.HTML(show.never_achieved(), elem_id="lab-achieved", apply_default_css=False)
     heading("Two directions side by side", "Cosine by layer: 1 is the same direction, 0 has nothing in common.")
     with gr.Row(elem_id="lab-beside-row"):
         beside_which = gr.Radio(
@@ -170,7 +183,6 @@ def build(blocks: int) -> DirectionsTab:
         keep = gr.Button("Keep this one", size="sm", scale=0, min_width=140, elem_id="lab-keep")
     beside_words = gr.HTML(show.beside_words(None, ""), elem_id="lab-beside-words", apply_default_css=False)
     beside = plotly_plot(show.beside(None), height=show.BESIDE_HEIGHT, elem_id="lab-beside")
-    achieved = gr.HTML(show.achieved(None), elem_id="lab-achieved", apply_default_css=False)
 
     heading("Take away and bring along", "Files stay on this machine until you close the page.")
     vectors, gguf, card = downloads(
@@ -201,8 +213,8 @@ def build(blocks: int) -> DirectionsTab:
             )  # fmt: skip
     return DirectionsTab(
         sets, seed, limit, variant, position, site, behaving, method, split, fit, stop, line, bar, recommendation, use,
-        candidates, shown, block, layers, cosines, beside, beside_words, beside_which, keep, classes, plane, achieved,
-        vectors, gguf, card, files_note, upload, upload_layer, upload_note,
+        candidates, shown, block, layers, cosines, beside, beside_words, beside_which, keep, classes, plane, measure,
+        measure_stop, achieved, vectors, gguf, card, files_note, upload, upload_layer, upload_note,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from html import escape
 
 from ace_core import plots
 from ace_core.directions import RefusalDirections
-from ace_core.lab import METHOD_CHOICES, Beside, BlockChoice, LabFit, Look
+from ace_core.lab import ACHIEVED_COEFFICIENTS, METHOD_CHOICES, Achieved, Beside, BlockChoice, LabFit, Look
 from ace_core.ui.compare.views import nothing_yet
 from ace_core.ui.packing import pack
 
@@ -25,6 +25,8 @@ __all__ = [
     "cosines",
     "in_use",
     "layers",
+    "never_achieved",
+    "not_achieved",
     "note",
     "plane",
     "recommendation",
@@ -128,19 +130,39 @@ def candidates(choice: BlockChoice | None) -> str:
     return _table(caption, f"{head}<th scope='col'>verdict</th>", rows, "ace-lab-tall")
 
 
-def achieved(choice: BlockChoice | None) -> str:
-    """Coefficient asked for and coordinate reached."""
-    if choice is None or not choice.achieved:
-        return _paragraph("Appears after a fit: which coordinate ACE really reaches on prompts it has never seen.")
-    rows = [
-        f'<tr><th scope="row">{_number(row.coefficient)}</th><td>{row.kind}</td><td>{_number(row.achieved, 4)}</td>'
-        f"<td>{row.deviation:.0e}</td><td>{_number(row.final)}</td><td>{_number(row.final_unsteered)}</td></tr>"
-        for row in choice.achieved
-    ]
+def achieved(rows: Sequence[Achieved]) -> str:
+    """Coefficient asked for and coordinate reached at one block."""
+    numbers = [
+        (row.coefficient, row.kind, _number(row.achieved, 4), f"{row.deviation:.0e}",
+         _number(row.final), _number(row.final_unsteered))
+        for row in rows
+    ]  # fmt: skip
+    return _achieved_table(f"ACE at block {rows[0].block}: coordinate of the last prompt token", numbers)
+
+
+def not_achieved(told: str, kinds: Sequence[str]) -> str:
+    """Instead of a table, and as high as one: why there is none.
+
+    Args:
+        told: a sentence.
+        kinds: classes that there are test prompts of.
+    """
+    return _achieved_table(told, [(c, kind, *"––––") for c in ACHIEVED_COEFFICIENTS for kind in kinds])
+
+
+def never_achieved(told: str = "") -> str:
+    """Instead of a table where there can't be one; without a sentence, that a fit brings it."""
+    return _paragraph(told or "Appears after a fit: which coordinate ACE really reaches on prompts it has never seen.")
+
+
+def _achieved_table(caption: str, rows: Sequence[tuple[float | str, ...]]) -> str:
     names = ("coefficient α", "test prompts", "coordinate reached", "farthest off", "at the last block", "without edit")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    block = choice.achieved[0].block
-    return _table(f"ACE at block {block}: coordinate of the last prompt token", head, rows)
+    lines = [
+        f'<tr><th scope="row">{_number(float(coefficient))}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for coefficient, *cells in rows
+    ]
+    return _table(_text(caption), head, lines)
 
 
 def in_use(own: tuple[RefusalDirections, str] | None, shipped: Look | None) -> str:

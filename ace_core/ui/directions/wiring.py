@@ -13,7 +13,7 @@ from ace_core.ui.directions.tab import INPUTS
 
 __all__ = ["wire"]
 
-_FITS_AT_ONCE = 4
+_WORK_AT_ONCE = 4
 
 
 def wire(h: DirectionsHandlers, page: gr.Blocks, place: gr.Tab, main: Compare) -> None:
@@ -28,23 +28,35 @@ def wire(h: DirectionsHandlers, page: gr.Blocks, place: gr.Tab, main: Compare) -
     chosen |= {name: getattr(tab, name) for name in INPUTS if name not in chosen}
     told = [used.line, used.back_button]
     drawn = [tab.shown, tab.recommendation, tab.candidates, tab.layers, tab.cosines, tab.block, tab.classes, tab.plane]
-    drawn += [tab.achieved, tab.use, tab.beside, tab.beside_words]
+    table = [tab.achieved, tab.measure]
+    drawn += [*table, tab.use, tab.beside, tab.beside_words]
     running = [tab.fit, tab.stop, tab.status, tab.bar]
     made = [*running, *drawn, tab.split, tab.vectors, tab.gguf, tab.card, tab.files_note, tab.upload_note]
     h.sets.connect()
     tab.variant.change(h.explain_variant, tab.variant, tab.variant, **quick)
-    work: dict[str, Any] = {**hidden, "preprocess": False, "concurrency_id": "lab", "concurrency_limit": _FITS_AT_ONCE}
+    work: dict[str, Any] = {**hidden, "preprocess": False, "concurrency_id": "lab", "concurrency_limit": _WORK_AT_ONCE}
     tab.fit.click(h.fit, None, made, inputs_kwargs=chosen, **work)
     tab.upload.upload(h.receive, tab.upload, [tab.upload_note], **checked).success(
         h.bring, None, made, inputs_kwargs={**chosen, "upload_layer": tab.upload_layer}, **work
     )
-    tab.stop.click(h.stop, None, [tab.stop], **quick)
+    stops = [tab.stop, tab.measure_stop]
+    gr.on([stop.click for stop in stops], h.working.stop, None, stops, **quick)
     tab.method.input(h.choose_method, tab.method, made, **work)
-    tab.block.change(h.look, tab.block, [tab.classes, tab.plane], trigger_mode="always_last", **quick)
-    tab.keep.click(h.keep, None, [tab.beside, tab.beside_words], **quick)
-    tab.beside_which.input(h.compare_with, tab.beside_which, [tab.beside, tab.beside_words], **quick)
-    place.select(h.open, None, [*told, *drawn], **quick)
-    gr.on([side.card.change, page.load], h.tell, None, [*told, *drawn], **quick)
+    looked = [tab.classes, tab.plane, *table]
+    tab.block.change(h.looking.look, tab.block, looked, trigger_mode="always_last", **quick)
+    # not in the line of fits, which take minutes
+    measured = tab.measure.click(
+        h.measuring.measure,
+        tab.block,
+        [*running, *table, tab.measure_stop],
+        **{**work, "concurrency_id": "lab-measure"},
+    )
+    # the slider may have moved between the last two answers
+    measured.then(h.looking.look, tab.block, looked, **quick)
+    tab.keep.click(h.looking.keep, None, [tab.beside, tab.beside_words], **quick)
+    tab.beside_which.input(h.looking.compare_with, tab.beside_which, [tab.beside, tab.beside_words], **quick)
+    place.select(h.looking.open, None, [*told, *drawn], **quick)
+    gr.on([side.card.change, page.load], h.looking.tell, None, [*told, *drawn], **quick)
     fields: dict[str, Any] = {name: main.prompt if name == "prompt" else getattr(side, name) for name in FIELDS}
     moved = [*told, side.layer, side.spark]
     taken = tab.use.click(used.use, None, [*moved, used.tabs, tab.status], **quick)
