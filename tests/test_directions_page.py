@@ -87,10 +87,10 @@ def test_fit_look_use_take_away_and_bring_back(page: Page, tmp_path: Path) -> No
     )
     block = int(page.locator("#lab-block input[type=range]").input_value())
     caption = page.locator("#lab-achieved .ace-lab-caption")
-    expect(caption).to_have_text(f"Block {block} is not measured yet: press Measure this block.")
+    expect(caption).to_have_text(f"Block {block} is not measured yet.")
     height = page.locator("#lab-achieved").evaluate("table => table.offsetHeight")
     page.locator("#lab-measure").click()
-    expect(caption).to_have_text(f"ACE at block {block}: coordinate of the last prompt token", timeout=RUNNING)
+    expect(caption).to_have_text(f"ACE at block {block}: last token of the prompt", timeout=RUNNING)
     lab_status(page, "done")
     expect(page.locator("#lab-measure")).to_be_disabled()
     assert page.locator("#lab-achieved").evaluate("table => table.offsetHeight") == height
@@ -98,7 +98,7 @@ def test_fit_look_use_take_away_and_bring_back(page: Page, tmp_path: Path) -> No
     numbers = [[float(cell.replace("−", "-")) for cell in row.split() if cell[-1].isdigit()] for row in rows]
     assert len(rows) == 10 and all(abs(asked - reached) < 0.05 for asked, reached, *_ in numbers)
     page.locator("#lab-block input[type=range]").press("ArrowRight")
-    expect(caption).to_have_text(f"ACE at block {block + 1}: coordinate of the last prompt token")
+    expect(caption).to_have_text(f"ACE at block {block + 1}: last token of the prompt")
 
     words = page.locator("#lab-recommendation").inner_text()
     recommended = re.search(r"Block (\d+)", words)

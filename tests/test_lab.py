@@ -323,7 +323,7 @@ def test_the_tables_of_blocks_are_measured_when_asked_and_kept(host: ModelHost) 
     fit = fitted(host, request())
     place = Bound(host, fit)
     tab, bench = place.tab, place.bench
-    assert "Block 1 is not measured yet: press" in place.look(1) and place.allows(tab.measure)
+    assert "Block 1 is not measured yet." in place.look(1) and place.allows(tab.measure)
     empty = place.table
     seen = place.measure(1)
     assert any("Measuring block 1" in table for table in seen)
@@ -347,8 +347,8 @@ def test_the_tables_of_blocks_are_measured_when_asked_and_kept(host: ModelHost) 
         if "Measuring block 2" in place.table:
             assert place.allows(tab.measure_stop) and not place.allows(tab.measure)
             assert "ACE at block 1:" in place.look(1)
-            assert "something else is still running" in place.look(0)
-    assert "Block 0 is not measured yet: press" in place.table and place.allows(tab.measure)
+            assert "something else is running" in place.look(0)
+    assert "Block 0 is not measured yet." in place.table and place.allows(tab.measure)
     assert "ACE at block 2:" in place.look(2)
 
     # a stop keeps what is known; somebody else's work lies before it
@@ -377,7 +377,7 @@ def test_where_nothing_can_be_measured_one_sentence_says_why(host: ModelHost, mo
     assert "ACE edits outputs" in inputs.now[inputs.tab.status]
     place = Bound(host, fitted(host, request()))
     assert place.bench.begin()
-    assert "something else is still running" in place.look(1) and not place.allows(place.tab.measure)
+    assert "something else is running" in place.look(1) and not place.allows(place.tab.measure)
     place.measure(1)
     assert "Something is still running" in place.now[place.tab.status] and not place.bench.tables
     place.bench.release()

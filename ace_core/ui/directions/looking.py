@@ -129,11 +129,11 @@ class Looking:
             else:
                 lab.check_block_table(fit)
                 possible = not bench.busy
-                told = f"Block {block} is not measured yet: press Measure this block."
+                told = f"Block {block} is not measured yet."
                 if bench.words is not None and bench.words[0] == block:
                     told = bench.words[1]
                 elif bench.busy:
-                    told = f"Block {block} is not measured yet, and something else is still running."
+                    told = f"Block {block} must wait: something else is running."
                 classes = zip(lab.KINDS, lab.table_prompts(fit), strict=True)
                 shown = show.not_achieved(told, [kind for kind, texts in classes if texts])
         except EngineError as error:

@@ -137,7 +137,7 @@ def achieved(rows: Sequence[Achieved]) -> str:
          _number(row.final), _number(row.final_unsteered))
         for row in rows
     ]  # fmt: skip
-    return _achieved_table(f"ACE at block {rows[0].block}: coordinate of the last prompt token", numbers)
+    return _achieved_table(f"ACE at block {rows[0].block}: last token of the prompt", numbers)
 
 
 def not_achieved(told: str, kinds: Sequence[str]) -> str:
