@@ -318,12 +318,12 @@ def test_an_odd_prompt_is_only_text(page: Page, prompt: str) -> None:
 @pytest.mark.parametrize("page", [{"color_scheme": "dark"}], indirect=True)
 def test_it_fits_a_phone_and_is_dark_when_asked(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    page.goto(page.url + "?__theme=dark")
+    page.goto(page.url + "?__theme=dark&length=400")  # long enough to be stopped on a busy machine
     expect(page.locator("#model-card .ace-card")).to_have_attribute("data-status", "ready", timeout=LOADING)
     expect(page.locator(".sidebar")).not_to_have_class("open")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     prompt = page.locator("#prompt textarea")
-    prompt.fill("Hi")
+    prompt.fill("Write a long story about the sea.")
     prompt.press("Control+Enter")
     status(page, "running")
     page.locator("#stop").click()

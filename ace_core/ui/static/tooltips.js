@@ -15,6 +15,8 @@ const TOOLTIPS = {
     'lab-fit': 'Read the prompts and compute the directions, then choose a layer',
     'lab-stop': 'End the work; what was read is kept if it is enough',
     'lab-use': 'Let Compare steer with these directions',
+    'lab-measure': 'Compute which coordinates ACE reaches at the block that is looked at',
+    'lab-measure-stop': 'End the measurement; known tables stay',
     'lab-keep': 'Keep these directions to compare another fit with them',
     'lab-harmful-load': 'Fetch this prompt set from the hub',
     'lab-harmless-load': 'Fetch this prompt set from the hub',
