@@ -86,8 +86,7 @@ def load_pretrained(
             raise EngineError(f"There is no model folder {source}: check the path.")
         if not (folder / "config.json").is_file():
             raise EngineError(f"{source} holds no config.json: choose a folder saved by transformers.")
-        source = str(folder)
-        found: dict[str, Any] = {}
+        source, found = str(folder), {}
     else:
         found = _where(source, revision)
     options: dict[str, Any] = {"trust_remote_code": False, **found}
@@ -151,11 +150,11 @@ def readable_errors(name: str) -> Iterator[None]:
 
 
 def _sentence(name: str, error: Exception) -> str:
+    from huggingface_hub import constants
+
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 12:
         chain.append(cause)  # type: ignore[arg-type]
-    from huggingface_hub import constants
-
     kinds = {type(e).__name__ for e in chain}
     text = " ".join(str(e) for e in chain)
     if "GatedRepoError" in kinds or "gated repo" in text:

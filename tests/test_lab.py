@@ -34,6 +34,7 @@ from ace_core.ui.directions import views as show
 from ace_core.ui.directions.bench import Bench
 from ace_core.ui.directions.handlers import DirectionsHandlers
 from ace_core.ui.directions.in_use import DirectionsInUse
+from ace_core.ui.directions.looking import Looking
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.sessions import Session
 
@@ -294,7 +295,10 @@ class Bound:
             self.tab = lab_tab.build(4)
             line, back = lab_tab.in_use_line()
             used = DirectionsInUse(page := Handlers(host, None, 4), line, back, self.tab.status, gr.Tabs(), None)  # type: ignore[arg-type]
-        self.handlers, self.request = DirectionsHandlers(page, self.tab, used), gr.Request(session_hash="visitor")
+        self.handlers, self.request = (
+            DirectionsHandlers(Looking(page, self.tab, used)),
+            gr.Request(session_hash="visitor"),
+        )
         self.bench = page.sessions.get("visitor").bench
         self.bench.keep(fit, lab.look_at(fit.directions), host.state.info)
         self.now: dict[Any, Any] = {}

@@ -36,10 +36,7 @@ def find_set(name: str, kind: str, column: str | None = None) -> tuple[tuple[Pro
     """
     known, _, language = name.partition(":")
     if known == "multilingual":
-        try:
-            return load_language(kind, language or "all"), BUILTIN_LICENCE
-        except ValueError as error:
-            raise EngineError(str(error)) from None
+        return load_language(kind, language or "all"), BUILTIN_LICENCE
     if name in BUILTIN_NAMES:
         return load_builtin(name), BUILTIN_LICENCE
     path = Path(name).expanduser()

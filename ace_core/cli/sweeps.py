@@ -113,7 +113,8 @@ def sweep(
     if lone_launch():
         say("accelerate launch --cpu starts one process unless MPI is there: give --multi_gpu instead, on CPUs as well")
     folder = SweepFolder(out, (index, count))
-    device, precision = device_of_part(device, index, count), precision_of_part(folder, precision, resume)
+    device = device_of_part(device, index, count)
+    precision = precision_of_part(folder, precision, resume, device, device_map)
     loaded = load(model, precision, device, device_map)
     directions = directions_for(loaded, say, vectors=vectors)
     if layers is not None or scope != "one":

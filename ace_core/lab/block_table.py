@@ -10,11 +10,12 @@ from ace_core.lab.fit import LabFit, progress_of
 from ace_core.models import ChatModel
 from ace_core.tasks import Task
 
-__all__ = ["block_table", "check_block_table", "table_prompts"]
+__all__ = ["BATCH", "MOST_PROMPTS", "block_table", "check_block_table", "table_prompts"]
 
-# As small as when a block is chosen, so that others wait for one short forward pass at most.
-_BATCH = 16
-_MOST_PROMPTS = 16
+BATCH = 16
+"""Rows a forward pass, so that others wait for one short pass at most."""
+MOST_PROMPTS = 16
+"""Of each class that a block is steered on."""
 
 
 def table_prompts(fit: LabFit) -> tuple[list[str], list[str]]:
@@ -22,7 +23,7 @@ def table_prompts(fit: LabFit) -> tuple[list[str], list[str]]:
     if fit.parts is None:
         return [], []
     harmful, harmless = fit.parts.texts("test")
-    return harmful[:_MOST_PROMPTS], harmless[:_MOST_PROMPTS]
+    return harmful[:MOST_PROMPTS], harmless[:MOST_PROMPTS]
 
 
 def check_block_table(fit: LabFit) -> None:
@@ -53,7 +54,7 @@ def block_table(model: ChatModel, task: Task[Any], fit: LabFit, block: int) -> t
         fit.directions,
         *table_prompts(fit),
         [block],
-        batch_size=_BATCH,
+        batch_size=BATCH,
         progress=progress_of(task, f"Measuring block {block}"),
         cancelled=task.cancelled,
     )

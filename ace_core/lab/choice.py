@@ -10,7 +10,7 @@ from ace_core.choosing.selection import Selection, select_layer
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.inspecting.achieved import Achieved
-from ace_core.lab.block_table import block_table, table_prompts
+from ace_core.lab.block_table import BATCH, MOST_PROMPTS, block_table, table_prompts
 from ace_core.lab.fit import LabFit, progress_of
 from ace_core.models import ChatModel
 from ace_core.tasks import Task
@@ -20,9 +20,7 @@ __all__ = ["METHOD_CHOICES", "BlockChoice", "choose_block"]
 METHOD_CHOICES: dict[str, str] = {"ace": "ACE", "ablation": "Directional ablation", "addition": "Activation addition"}
 """Methods a block can be chosen for, in words by name."""
 
-_BATCH = 16
 _ANSWERS = 8
-_MOST_PROMPTS = 16
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def choose_block(
         raise EngineError("These directions came without prompts: fit some to choose a layer by steering.")
     if not fit.steers:
         raise EngineError("These directions belong to block inputs, and edits happen at outputs: fit at outputs.")
-    harmful, harmless = (texts[:_MOST_PROMPTS] for texts in fit.parts.texts("validation"))
+    harmful, harmless = (texts[:MOST_PROMPTS] for texts in fit.parts.texts("validation"))
     if tokens is None:
         tokens = find_refusal_tokens(
             model,
@@ -87,7 +85,7 @@ def choose_block(
         method=method,
         also=(),
         tokens=tokens,
-        batch_size=_BATCH,
+        batch_size=BATCH,
         progress=progress,
         cancelled=task.cancelled,
     )

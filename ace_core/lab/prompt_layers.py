@@ -78,9 +78,11 @@ def recorded_layers(run: Run | None, path: Path | None = None) -> PromptLayers |
         run: with the default model's shipped directions.
         path: of the directions; None takes those.
     """
+    if run is None:
+        return None
     try:
         directions = load_directions(path or vectors_path(REFUSING_ID))
-        found = None if run is None else prompt_layers(run, directions)
+        found = prompt_layers(run, directions)
     except EngineError:
         return None
-    return found if found is not None and len(found.coordinates) == directions.blocks else None
+    return found if len(found.coordinates) == directions.blocks else None

@@ -117,10 +117,7 @@ def language_set(kind: str, language: str = "all") -> LabSet:
     Raises:
         EngineError: for a language there are none in.
     """
-    try:
-        prompts = load_language(_checked(kind), language)
-    except ValueError as error:
-        raise EngineError(str(error)) from None
+    prompts = load_language(_checked(kind), language)
     return LabSet(prompts, f"built in, {LANGUAGES.get(language, 'six languages')}", BUILTIN_LICENCE)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from ace_core.errors import EngineError
 from ace_core.prompts.files import read_prompts
 from ace_core.prompts.sets import Prompt
 
@@ -35,9 +36,13 @@ def load_builtin(name: str, split: str | None = None) -> tuple[Prompt, ...]:
 
 
 def load_language(label: str, language: str = "all") -> tuple[Prompt, ...]:
-    """The multilingual set's `harmful` or `harmless` prompts, in one language or in all of them."""
+    """The multilingual set's `harmful` or `harmless` prompts, in one language or in all of them.
+
+    Raises:
+        EngineError: for a language there are none in.
+    """
     if language != "all" and language not in LANGUAGES:
-        raise ValueError(f"There are no prompts in {language!r}: choose all or one of {', '.join(LANGUAGES)}.")
+        raise EngineError(f"There are no prompts in {language!r}: choose all or one of {', '.join(LANGUAGES)}.")
     return tuple(p for p in load_builtin("multilingual") if p.label == label and language in ("all", p.language))
 
 

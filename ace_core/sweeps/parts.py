@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ace_core.errors import EngineError
+from ace_core.loading import choose_device
 from ace_core.sweeps.records import SweepFolder, write_whole
 from ace_core.sweeps.report import read_sweep, write_report
 from ace_core.sweeps.summary import SweepSummary
@@ -55,16 +56,17 @@ def device_of_part(device: str, index: int, count: int) -> str:
     return f"cuda:{local % torch.cuda.device_count()}"
 
 
-def precision_of_part(folder: SweepFolder, precision: str, resume: bool) -> str:
+def precision_of_part(
+    folder: SweepFolder, precision: str, resume: bool, device: str = "auto", device_map: str | None = None
+) -> str:
     """Precision to load the model in where ``auto`` leaves the choice, which falls by the clock on CPUs and may differ
     from one start to the next: what a resumed sweep began with, and float32 where processes share one on CPUs."""
-    import torch
-
     if precision != "auto":
         return precision
     if resume and (before := folder.manifest()) is not None:
         return str(before.get("precision", precision))
-    return "float32" if folder.part[1] > 1 and not torch.cuda.is_available() else precision
+    by_clock = device_map is None and choose_device(device).type == "cpu"
+    return "float32" if folder.part[1] > 1 and by_clock else precision
 
 
 def _told(names: Sequence[str], otherwise: str) -> str:

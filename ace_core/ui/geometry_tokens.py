@@ -11,7 +11,6 @@ from typing import Any
 
 import gradio as gr
 
-from ace_core import lab
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.host import ModelInfo
@@ -19,7 +18,8 @@ from ace_core.lab import PlaneReading, PromptPlane
 from ace_core.runs import Run
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.packing import pack
-from ace_core.ui.waiting import in_line, loading
+from ace_core.ui.reading import PromptReading
+from ace_core.ui.waiting import loading
 
 __all__ = ["MOST", "TokensReader", "wire"]
 
@@ -77,17 +77,10 @@ class TokensReader:
         self._check(state.info, state.directions, session.directions(state))
         runs = []
         for axis in self._reading.axes(state.info.blocks):
-            stream = host.compare(run.prompt, lab.READING, lab.READING_METHODS, axis, visitor=visitor)
-            try:
-                while (place := stream.wait(_POLL_SECONDS)) is not None:
-                    yield self._value("waiting", in_line(place))
-                for _ in stream:
-                    pass
-            finally:
-                stream.cancel()
-            if stream.builder is None:
-                raise EngineError("The prompt was not read to its end: put its tokens on the map again.")
-            runs.append(stream.builder.snapshot())
+            reading = PromptReading(host, run.prompt, axis, visitor)
+            for words_of_waiting in reading:
+                yield self._value("waiting", words_of_waiting)
+            runs.append(reading.run())
         found = self._reading.places(runs)
         yield self._value("done", words(run, found), found)
 

@@ -23,6 +23,7 @@ from ace_core.ui.directions import tab as directions
 from ace_core.ui.directions import wiring as directions_wiring
 from ace_core.ui.directions.handlers import DirectionsHandlers
 from ace_core.ui.directions.in_use import DirectionsInUse
+from ace_core.ui.directions.looking import Looking
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.learn import tab as learn
 from ace_core.ui.serving import app_arguments
@@ -109,7 +110,7 @@ def build_page(host: ModelHost, recorded: Run | None) -> gr.Blocks:
         layers_view.wire(layers, main.prompt, handlers)
         learn.wire(lessons, tabs, main, side, handlers)
         used = DirectionsInUse(handlers, in_use, back, lab_tab.status, tabs, side)
-        directions_wiring.wire(DirectionsHandlers(handlers, lab_tab, used), page, lab_place, main)
+        directions_wiring.wire(DirectionsHandlers(Looking(handlers, lab_tab, used)), page, lab_place, main)
         sweep_tab.wire(sweep, page, sweep_place, handlers)
         opened = share_panel.wire(panel, note, page, main, side, handlers)
         opened.then(

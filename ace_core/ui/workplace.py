@@ -41,6 +41,11 @@ class Workplace:
             self.stopped.clear()
         return begun
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is going on."""
+        return self._busy.locked()
+
     def hold(self, task: Task[Any]) -> None:
         """Make a task reachable for :meth:`stop`."""
         self._task = task
@@ -52,7 +57,7 @@ class Workplace:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-        if self._busy.locked():
+        if self.busy:
             self._busy.release()
 
     def stop(self) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import gradio as gr
 
 from ace_core import lab
-from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError, explained
 from ace_core.host import HostState, ModelHost
 from ace_core.methods import ACE, Addition
@@ -21,6 +20,7 @@ from ace_core.runs import RunSettings
 from ace_core.ui.api import answers, arguments
 from ace_core.ui.api.fits import Fits
 from ace_core.ui.controls import SCOPE_NAMES, SEED_LIMIT, TOKEN_SCOPE_NAMES
+from ace_core.ui.reading import PromptReading
 from ace_core.ui.waiting import in_line
 
 __all__ = ["PROMPTS_RANGE", "Endpoints"]
@@ -214,19 +214,10 @@ class Endpoints:
             state = self._ready()
             fitted = self._fits.find(directions, state)
             wanted = arguments.layers(layers, "layers", fitted.blocks, fitted.recommended_layer)
-            read = self._read(arguments.prompt(prompt), fitted, request.session_hash)
-            return answers.projected(state.info, read, wanted)
-
-    def _read(self, prompt: str, fitted: RefusalDirections, visitor: str | None) -> lab.PromptLayers:
-        stream = self._host.compare(prompt, lab.READING, lab.READING_METHODS, fitted, visitor=visitor)
-        try:
-            for _ in stream:
+            reading = PromptReading(self._host, arguments.prompt(prompt), fitted, request.session_hash)
+            for _ in reading:
                 pass
-        finally:
-            stream.cancel()
-        if stream.builder is None:
-            raise EngineError("The prompt was not read to its end: read it again.")
-        return lab.prompt_layers(stream.builder.snapshot(), fitted)
+            return answers.projected(state.info, lab.prompt_layers(reading.run(), fitted), wanted)
 
     def _ready(self) -> HostState:
         """The host with a model, waiting a while for one that is being loaded."""

@@ -17,9 +17,10 @@ from ace_core.ui.compare.views import nothing_yet
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.packing import pack
 from ace_core.ui.plotly_component import plotly_plot
+from ace_core.ui.reading import PromptReading
 from ace_core.ui.sessions import Session
 from ace_core.ui.status import status, status_line
-from ace_core.ui.waiting import in_line, loading
+from ace_core.ui.waiting import loading
 
 __all__ = ["HEIGHT", "LayersReader", "LayersView", "build", "drawn", "wire", "words"]
 
@@ -87,17 +88,12 @@ class LayersReader:
         while (state := host.wait_ready(_POLL_SECONDS)).status == "loading":
             yield gr.skip(), status("waiting", loading(state)), gr.skip()
         directions = session.directions(state)
-        stream = host.compare(prompt, lab.READING, lab.READING_METHODS, directions, visitor=visitor)
-        try:
-            while (place := stream.wait(_POLL_SECONDS)) is not None:
-                yield gr.skip(), status("waiting", in_line(place)), gr.skip()
-            for _ in stream:
-                pass
-        finally:
-            stream.cancel()
-        if stream.builder is None or directions is None:
+        reading = PromptReading(host, prompt, directions, visitor)
+        for words_of_waiting in reading:
+            yield gr.skip(), status("waiting", words_of_waiting), gr.skip()
+        if directions is None:
             raise EngineError("The prompt was not read to its end: read it again.")
-        found = lab.prompt_layers(stream.builder.snapshot(), directions)
+        found = lab.prompt_layers(reading.run(), directions)
         yield gr.skip(), status("done", words(found)), drawn(found)
 
 

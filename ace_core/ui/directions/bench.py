@@ -55,11 +55,6 @@ class Bench(Workplace):
             self.tables[choice.selection.recommended] = choice.achieved
 
     @property
-    def busy(self) -> bool:
-        """Whether something is going on."""
-        return self._busy.locked()
-
-    @property
     def choice(self) -> BlockChoice | None:
         """The choice that counts, if there is one."""
         return self.choices.get(self.method)

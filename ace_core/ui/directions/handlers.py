@@ -12,13 +12,10 @@ from ace_core import lab
 from ace_core.errors import EngineError
 from ace_core.lab import LabFit, LabOptions, LabParts, LabRequest
 from ace_core.ui.directions import views as show
-from ace_core.ui.directions.in_use import DirectionsInUse
 from ace_core.ui.directions.looking import Looking
 from ace_core.ui.directions.measuring import Measuring
 from ace_core.ui.directions.prompt_sets import PromptSets
-from ace_core.ui.directions.tab import DirectionsTab
 from ace_core.ui.directions.working import Working
-from ace_core.ui.handlers import Handlers
 from ace_core.ui.sessions import Session
 from ace_core.ui.status import status
 
@@ -31,17 +28,14 @@ class DirectionsHandlers:
     """Event handlers of the tab; an update maps components to their new values.
 
     Args:
-        handlers: of the page.
-        tab: components of the tab.
-        in_use: what Compare steers with.
+        looking: what the tab shows.
     """
 
-    def __init__(self, handlers: Handlers, tab: DirectionsTab, in_use: DirectionsInUse) -> None:
-        self.page, self._host, self.tab, self.in_use = handlers, handlers.host, tab, in_use
-        self.looking = Looking(handlers, tab, in_use)
-        self.working = Working(self.looking)
-        self.measuring = Measuring(self.looking, self.working)
-        self.sets = PromptSets(handlers.sessions, tab.sets, handlers.host.policy)
+    def __init__(self, looking: Looking) -> None:
+        self.page, self._host, self.tab, self.looking = looking.page, looking.page.host, looking.tab, looking
+        self.working = Working(looking)
+        self.measuring = Measuring(looking, self.working)
+        self.sets = PromptSets(self.page.sessions, self.tab.sets, self._host.policy)
 
     def explain_variant(self, name: object) -> Any:
         """The variant's sentence."""
@@ -57,7 +51,7 @@ class DirectionsHandlers:
             yield {self.tab.split: show.note(f"{parts.counts} How they were split: {parts.rule}.")}
             yield from self._fitted(session, LabRequest(parts, options, reference=third), values)
 
-        yield from self.working.through(self._session(request), start)
+        yield from self.working.through(self.looking.session(request), start)
 
     def receive(self, request: gr.Request, path: str | None) -> Update:
         """Keep where a file of vectors lies; apart from :meth:`bring`, since only here the path is checked."""
@@ -65,7 +59,7 @@ class DirectionsHandlers:
             self._host.policy.check_files()
         except EngineError as error:
             return {self.tab.upload_note: show.note(str(error), bad=True)}
-        self._session(request).bench.upload = None if path is None else Path(path)
+        self.looking.session(request).bench.upload = None if path is None else Path(path)
         return {self.tab.upload_note: show.note("Reading the file…")}
 
     def bring(self, request: gr.Request, **values: Any) -> Iterator[Update]:
@@ -98,11 +92,11 @@ class DirectionsHandlers:
                 raise
             yield {self.tab.upload_note: show.note(f"{file.name[:80]} is in place of the fit.")}
 
-        yield from self.working.through(self._session(request), start)
+        yield from self.working.through(self.looking.session(request), start)
 
     def choose_method(self, request: gr.Request, method: object) -> Iterator[Update]:
         """Choose the layer of a fit again, for another method; what was measured before is shown at once."""
-        session = self._session(request)
+        session = self.looking.session(request)
         bench = session.bench
         if not bench.current(self._host.state) or bench.fit is None or not bench.fit.steers or bench.fit.parts is None:
             yield {self.tab.status: gr.skip()}
@@ -182,6 +176,3 @@ class DirectionsHandlers:
             ),
             tab.files_note: show.note(files.note),
         }
-
-    def _session(self, request: gr.Request) -> Session:
-        return self.page.sessions.get(request.session_hash)

@@ -37,7 +37,7 @@ class Looking:
 
     def open(self, request: gr.Request) -> Update:
         """Draw the model's own directions until there is a fit, and say which ones are in use."""
-        session, state = self._session(request), self._host.state
+        session, state = self.session(request), self._host.state
         session.bench.opened = True
         told = self.in_use.told(session)
         if session.bench.current(state):
@@ -48,12 +48,12 @@ class Looking:
 
     def tell(self, request: gr.Request) -> Update:
         """Which directions are in use; the tab is drawn only for those who look at it."""
-        session = self._session(request)
+        session = self.session(request)
         return self.open(request) if session.bench.opened else self.in_use.told(session)
 
     def look(self, request: gr.Request, block: Any) -> Update:
         """Both plots of another layer, and its table if that is known."""
-        session = self._session(request)
+        session = self.session(request)
         look, fit = self.seen(session)
         if look is None or not self.turn(session, block):
             return {self.tab.classes: gr.skip()}
@@ -66,7 +66,7 @@ class Looking:
 
     def keep(self, request: gr.Request) -> Update:
         """Put the directions that are shown aside, to compare others with them."""
-        session = self._session(request)
+        session = self.session(request)
         shown = self._shown(session)
         if shown is None:
             return {self.tab.beside: gr.skip()}
@@ -75,7 +75,7 @@ class Looking:
 
     def compare_with(self, request: gr.Request, which: object) -> Update:
         """The plot of two directions with another second one."""
-        session = self._session(request)
+        session = self.session(request)
         session.bench.beside = "kept" if which == "kept" else "shipped"
         return self._beside(session)
 
@@ -158,5 +158,6 @@ class Looking:
         told = "" if kept is None else kept[1]
         return {self.tab.beside: show.beside(found), self.tab.beside_words: show.beside_words(found, told)}
 
-    def _session(self, request: gr.Request) -> Session:
+    def session(self, request: gr.Request) -> Session:
+        """Of the page that asks."""
         return self.page.sessions.get(request.session_hash)

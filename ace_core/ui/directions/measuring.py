@@ -29,12 +29,12 @@ class Measuring:
     """
 
     def __init__(self, looking: Looking, working: Working) -> None:
-        self.page, self._host, self.tab = looking.page, looking.page.host, looking.tab
+        self._host, self.tab = looking.page.host, looking.tab
         self._looking, self._working = looking, working
 
     def measure(self, request: gr.Request, block: Any) -> Iterator[Update]:
         """The table of a block; it is kept, and the slider may move on meanwhile."""
-        session = self.page.sessions.get(request.session_hash)
+        session = self._looking.session(request)
         self._looking.turn(session, block)
         yield from self._working.through(session, self._measured)
         if not session.bench.busy:

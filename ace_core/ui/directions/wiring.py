@@ -18,7 +18,7 @@ _WORK_AT_ONCE = 4
 
 def wire(h: DirectionsHandlers, page: gr.Blocks, place: gr.Tab, main: Compare) -> None:
     """Connect the events."""
-    tab, used = h.tab, h.in_use
+    tab, used = h.tab, h.looking.in_use
     side = used.side
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     quick: dict[str, Any] = {**hidden, "queue": False, "preprocess": False}

@@ -28,7 +28,7 @@ class Working:
     """
 
     def __init__(self, looking: Looking) -> None:
-        self.page, self._host, self.tab, self._looking = looking.page, looking.page.host, looking.tab, looking
+        self._host, self.tab, self._looking = looking.page.host, looking.tab, looking
 
     def through(self, session: Session, start: Callable[[Session], Iterator[Update]]) -> Iterator[Update]:
         """Do what ``start`` does if nothing else of the visitor is going on, and put the tab in order afterwards."""
@@ -72,5 +72,5 @@ class Working:
 
     def stop(self, request: gr.Request) -> Update:
         """Ask the work to end."""
-        self.page.sessions.get(request.session_hash).bench.stop()
+        self._looking.session(request).bench.stop()
         return {self.tab.stop: gr.Button(interactive=False), self.tab.measure_stop: gr.Button(interactive=False)}
