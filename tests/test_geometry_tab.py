@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from ace_core import geometry
 from ace_core.inspecting.plane import Plane, read_plane
 from ace_core.methods import ACE, REFERENCES, Method, parse_method
-from ace_core.ui import geometry_tab
+from ace_core.ui.geometry import tab as geometry_tab
 from browsing import complaints_of, in_browser, opened_browser, served
 
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "geometry.json"

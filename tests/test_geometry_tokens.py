@@ -26,8 +26,9 @@ from ace_core.methods import ACE, Addition, Method
 from ace_core.models import ChatModel
 from ace_core.policy import RECORDED_ONLY, Policy
 from ace_core.runs import Run
-from ace_core.ui import build_page, geometry_tab, load_recorded
-from ace_core.ui.geometry_tokens import MOST, TokensReader
+from ace_core.ui import build_page, load_recorded
+from ace_core.ui.geometry import tab as geometry_tab
+from ace_core.ui.geometry.tokens import MOST, TokensReader
 from ace_core.ui.handlers import Handlers
 from browsing import complaints_of, in_browser, opened_browser, served
 

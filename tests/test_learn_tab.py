@@ -18,7 +18,7 @@ from ace_core.gallery import RECIPES, read_classes, read_gallery
 from ace_core.host import ModelHost
 from ace_core.methods import Method, parse_method
 from ace_core.ui import build_page, load_recorded
-from ace_core.ui.geometry_tab import load_map
+from ace_core.ui.geometry.tab import load_map
 from ace_core.ui.learn import pictures as learn_pictures
 from ace_core.ui.learn import tab as learn
 from ace_core.ui.learn.lessons import LESSONS

@@ -14,7 +14,7 @@ from ace_core import lab
 from ace_core.errors import EngineError
 from ace_core.host import ModelHost, Policy
 from ace_core.runs import Run, RunSettings
-from ace_core.ui import api, geometry_tab, sidebar
+from ace_core.ui import api, sidebar
 from ace_core.ui.compare import gallery
 from ace_core.ui.compare import layers as layers_view
 from ace_core.ui.compare import tab as compare
@@ -24,6 +24,7 @@ from ace_core.ui.directions import wiring as directions_wiring
 from ace_core.ui.directions.handlers import DirectionsHandlers
 from ace_core.ui.directions.in_use import DirectionsInUse
 from ace_core.ui.directions.looking import Looking
+from ace_core.ui.geometry import tab as geometry_tab
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.learn import tab as learn
 from ace_core.ui.serving import app_arguments

@@ -32,7 +32,8 @@ from playwright.sync_api import Browser, Page
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ace_core.ui import geometry_tab, launch
+from ace_core.ui import launch
+from ace_core.ui.geometry import tab as geometry_tab
 from browsing import opened_browser
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -31,7 +31,7 @@ class Sources:
     """Recorded numbers.
 
     Args:
-        plane: of :func:`ace_core.ui.geometry_tab.load_map`, or None.
+        plane: of :func:`ace_core.ui.geometry.tab.load_map`, or None.
         classes: held-out coordinates, or None.
         recordings: the gallery.
     """

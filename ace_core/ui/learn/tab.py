@@ -11,9 +11,9 @@ import gradio as gr
 
 from ace_core.errors import EngineError
 from ace_core.gallery import RECIPES, Classes, Recipe, Recording, read_classes
-from ace_core.ui import geometry_tab
 from ace_core.ui.compare.tab import Compare
 from ace_core.ui.controls import FIELDS, values_of
+from ace_core.ui.geometry import tab as geometry_tab
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.learn import pictures as learn_pictures
 from ace_core.ui.learn.lessons import LESSONS, Lesson

@@ -1,4 +1,4 @@
-// The data, the scales and the edit; one script with the others, see geometry_tab.py.
+// The data, the scales and the edit; one script with the others, see geometry/tab.py.
 const root = element.querySelector('.ace-geo');
 const map = JSON.parse(props.value);
 const slot = (name) => root.querySelector(`[data-slot="${name}"]`);

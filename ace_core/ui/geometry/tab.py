@@ -11,15 +11,14 @@ from typing import Any, TypedDict
 import gradio as gr
 
 from ace_core.methods import ACE, METHODS, REFERENCES, Method, Reference, parse_method
-from ace_core.ui import geometry_tokens
-from ace_core.ui.geometry_tokens import TokensReader
+from ace_core.ui.geometry.tokens import TokensReader, wire
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.packing import pack
 from ace_core.ui.theme import GLYPHS, script
 
 __all__ = ["Edit", "build", "edits", "load_map"]
 
-_FILE = Path(__file__).resolve().parents[2] / "assets" / "geometry.json"
+_FILE = Path(__file__).resolve().parents[3] / "assets" / "geometry.json"
 _ENGINES = ("unit", "principal")
 """What of a map only the engine needs."""
 _SCRIPTS = [f"geometry_{part}.js" for part in ("scene", "drawing", "words", "tokens", "save", "controls")]
@@ -134,7 +133,7 @@ def build(path: Path = _FILE, handlers: Handlers | None = None) -> gr.HTML:
         apply_default_css=False,
     )
     if handlers is not None:
-        geometry_tokens.wire(tab, TokensReader(handlers, data, path))
+        wire(tab, TokensReader(handlers, data, path))
     return tab
 
 

@@ -45,7 +45,7 @@ class TokensReader:
 
     Args:
         handlers: of the page.
-        data: what the geometry tab shows, see :func:`ace_core.ui.geometry_tab.load_map`.
+        data: what the geometry tab shows, see :func:`ace_core.ui.geometry.tab.load_map`.
         path: the file it came from.
     """
 
