@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -224,10 +224,22 @@ class Decoding:
         Raises:
             CacheKindError: if this family's cache is not keys and values by column.
         """
+        return self._part(rows, caches.taken)
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> Decoding:
+        """As :meth:`take`, but in this batch's memory where that is possible; this one must not be used again.
+
+        Raises:
+            CacheKindError: if this family's cache is not keys and values by column.
+        """
+        return self._part(rows, caches.kept)
+
+    def _part(self, rows: Sequence[int], of: Callable[[Any, Sequence[int], int], Any]) -> Decoding:
         out = copy.copy(self)
         pads = self._pads[list(rows)]
         spare = int(pads.min())
-        out.cache = caches.taken(self.cache, rows, self._length - spare)
+        out.cache = of(self.cache, rows, self._length - spare)
         out._pads, out._length = pads - spare, self._length - spare
         out._shared, out._padded = False, bool((out._pads > 0).any())
         return out

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 __all__ = ["FloatWeight", "HalfWeight", "PackedLinear", "PackedSibling", "faster_with", "pack_linears"]
 
@@ -70,7 +69,8 @@ class HalfWeight:
         count = rows.shape[0]
         spare = max(0, 3 - count) if count <= _TILE_ROWS else -count % _TILE_ROWS
         if spare:
-            rows = functional.pad(rows, (0, 0, 0, spare))
+            rows, full = rows.new_empty(count + spare, rows.shape[1]), rows
+            rows[:count] = full
         out = torch.ops.quantized.linear_dynamic_fp16(rows, self._weight)
         return out[:count].view(*x.shape[:-1], -1)
 

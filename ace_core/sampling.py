@@ -6,17 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ace_core.errors import EngineError
 
-__all__ = ["MAX_NEW_TOKENS", "Sampler", "Sampling", "filtered"]
+__all__ = ["MAX_NEW_TOKENS", "Sampler", "Sampling", "exponential_noise", "filtered"]
 
 MAX_NEW_TOKENS = 512
 """Cap on the length of any answer."""
 
 _FEW = 256
+_LEAST = 1e-8
 
 
 @dataclass(frozen=True)
@@ -48,45 +50,43 @@ class Sampling:
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities ``(vocabulary,)`` after temperature, then top-k, then top-p (smallest set reaching p)."""
-    scaled = logits.float() / sampling.temperature
-    if 0 < sampling.top_k < scaled.numel():
-        kth = torch.topk(scaled, sampling.top_k).values[-1]
-        scaled = scaled.masked_fill(scaled < kth, -math.inf)
-    probabilities = torch.softmax(scaled, dim=-1)
+    probabilities = _probabilities(logits.unsqueeze(0), [sampling])[0]
     if sampling.top_p < 1:
-        probabilities = _nucleus(probabilities, sampling.top_p)
+        ((kept, order),) = _nuclei(probabilities.unsqueeze(0), [sampling.top_p])
+        probabilities = torch.zeros_like(probabilities).index_copy_(0, order, kept)
     return probabilities / probabilities.sum()
 
 
-def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """``probabilities`` with all but the smallest set that reaches ``top_p`` set to 0; of equal ones the first stay."""
+def _probabilities(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
+    """After temperature and top-k, ``(B, vocabulary)``."""
+    scaled = logits.float() / torch.tensor([row.temperature for row in rows], device=logits.device).unsqueeze(1)
+    for row, sampling in zip(scaled, rows, strict=True):
+        if 0 < sampling.top_k < row.numel():
+            row.masked_fill_(row < torch.topk(row, sampling.top_k).values[-1], -math.inf)
+    return torch.softmax(scaled, dim=-1)
+
+
+def _nuclei(probabilities: Tensor, top_p: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    """Of every row the smallest set that reaches its ``top_p``, most probable first and of equal ones the first:
+    probabilities and tokens."""
+    out = []
     # Sorting a vocabulary takes longer than a small model takes for the row, and the set is nearly always small.
-    if probabilities.numel() > _FEW:
-        ordered, order = probabilities.topk(_FEW)
-        kept = int((ordered.cumsum(-1) - ordered < top_p).sum())
-        if kept < _FEW and bool(ordered[kept - 1] > ordered[kept]):
-            return torch.zeros_like(probabilities).index_copy_(0, order[:kept], ordered[:kept])
-    ordered, order = probabilities.sort(descending=True, stable=True)
-    beyond = ordered.cumsum(-1) - ordered >= top_p
-    return probabilities.index_fill(0, order[beyond], 0.0)
+    few, places = probabilities.topk(min(_FEW, probabilities.shape[-1]))
+    goals = torch.tensor(top_p, device=probabilities.device).unsqueeze(1)
+    counts = (few.cumsum(-1) - few < goals).sum(-1).tolist()
+    for row, (ordered, order, count) in enumerate(zip(few, places, counts, strict=True)):
+        if count == len(ordered) or not bool(ordered[count - 1] > ordered[count]):
+            ordered, order = probabilities[row].sort(descending=True, stable=True)
+            count = int((ordered.cumsum(-1) - ordered < goals[row]).sum())
+        out.append((ordered[:count], order[:count]))
+    return out
 
 
-class _Luck:
-    """The random numbers of one seed, step by step; rows that share a seed share the work of drawing them."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed, self._generator = seed, torch.Generator().manual_seed(seed)
-        self._index, self._noise = -1, torch.empty(0)
-
-    def noise(self, index: int, vocabulary: int) -> Tensor:
-        """Exponential noise ``(vocabulary,)`` of a step; cheap while steps come in order, each as often as wanted."""
-        if index < self._index:
-            self._generator.manual_seed(self._seed)
-            self._index = -1
-        while self._index < index:
-            self._noise = torch.empty(vocabulary).exponential_(1, generator=self._generator)
-            self._index += 1
-        return self._noise
+def exponential_noise(seed: int, step: int, vocabulary: int) -> Tensor:
+    """Exponential noise ``(vocabulary,)`` of a step, float32, the same on every device."""
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
+    # a draw of 0 stands for all that round to it
+    return torch.from_numpy(generator.standard_exponential(vocabulary, dtype=np.float32)).clamp_(min=_LEAST)
 
 
 class Sampler:
@@ -94,8 +94,6 @@ class Sampler:
 
     def __init__(self, rows: Sequence[Sampling]) -> None:
         self._rows = tuple(rows)
-        lucks = {row.seed: _Luck(row.seed) for row in rows if row.temperature > 0}
-        self._lucks = [lucks[row.seed] if row.temperature > 0 else None for row in rows]
         self._drawn = [0] * len(rows)
 
     def __call__(self, logits: Tensor) -> list[int]:
@@ -114,16 +112,29 @@ class Sampler:
         tokens: list[int | None] = list(logits.argmax(dim=-1).tolist())
         # argmax returns the position of a NaN if there is one
         best = logits.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1)).squeeze(1)
-        for row, bad in enumerate((~torch.isfinite(best)).tolist()):
-            sampling = self._rows[row]
-            if bad:
-                tokens[row] = None
-            elif (luck := self._lucks[row]) is not None:
-                probabilities = filtered(logits[row].cpu(), sampling)
-                # what torch.multinomial does; like noise for all rows of a seed, so that arms differ by more than luck
-                tokens[row] = int((probabilities / luck.noise(self._drawn[row], len(probabilities))).argmax())
-                self._drawn[row] += 1
-        return tokens
+        numbers = torch.isfinite(best).tolist()
+        chance = [row for row, good in enumerate(numbers) if good and self._rows[row].temperature > 0]
+        for row, token in zip(chance, self._chosen(logits[chance].cpu(), chance) if chance else [], strict=True):
+            tokens[row] = token
+            self._drawn[row] += 1
+        return [token if good else None for token, good in zip(tokens, numbers, strict=True)]
+
+    def _chosen(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
+        """Tokens drawn for some rows, as ``torch.multinomial`` draws them, but with like noise for all rows of a
+        seed, so that arms differ by more than luck."""
+        settings = [self._rows[row] for row in rows]
+        probabilities = _probabilities(logits, settings)
+        dice = [(sampling.seed, self._drawn[row]) for row, sampling in zip(rows, settings, strict=True)]
+        noise = {die: exponential_noise(*die, probabilities.shape[-1]) for die in set(dice)}
+        cut = [k for k, sampling in enumerate(settings) if sampling.top_p < 1]
+        nuclei = _nuclei(probabilities[cut], [settings[k].top_p for k in cut]) if cut else []
+        chosen = {
+            k: int(order[(kept / noise[dice[k]][order]).argmax()]) for k, (kept, order) in zip(cut, nuclei, strict=True)
+        }
+        for k, sampling in enumerate(settings):
+            if sampling.top_p == 1:
+                chosen[k] = int((probabilities[k] / noise[dice[k]]).argmax())
+        return [chosen[k] for k in range(len(settings))]
 
     def take(self, rows: Sequence[int]) -> Sampler:
         """The samplers of some rows, in that order; their random numbers go on where they stand."""
@@ -138,6 +149,5 @@ class Sampler:
     def _of(cls, samplers: Sequence[Sampler], places: Sequence[tuple[int, int]]) -> Sampler:
         out = cls(())
         out._rows = tuple(samplers[i]._rows[row] for i, row in places)
-        out._lucks = [samplers[i]._lucks[row] for i, row in places]
         out._drawn = [samplers[i]._drawn[row] for i, row in places]
         return out

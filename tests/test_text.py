@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import tiny_model
@@ -12,7 +14,7 @@ import ace_core as ace
 from ace_core import chat
 from ace_core.detokenising import Detokeniser
 from ace_core.methods import METHODS, parse_method
-from ace_core.sampling import Sampler, Sampling, filtered
+from ace_core.sampling import Sampler, Sampling, exponential_noise, filtered
 from ace_core.scoring import verdict
 from families import tiny_tokenizer
 
@@ -48,6 +50,25 @@ def test_sampling_frequencies_follow_the_probabilities() -> None:
     draws = torch.tensor([sampler(logits)[0] for _ in range(3000)])
     share = torch.bincount(draws, minlength=3) / 3000
     assert torch.allclose(share, torch.softmax(logits[0], -1), atol=0.03)
+
+
+def test_noise_is_exponential_and_fresh_for_every_seed_and_step() -> None:
+    draws = [exponential_noise(seed, step, 50_000) for seed in (0, 1, 2**63 - 1) for step in (0, 1, 2**20)]
+    for draw in draws:
+        assert bool((draw > 0).all())
+        for point in (0.1, 0.7, 2.0, 5.0):
+            assert float((draw > point).float().mean()) == pytest.approx(math.exp(-point), abs=0.012)
+    assert float(torch.corrcoef(torch.stack(draws)).fill_diagonal_(0).abs().max()) < 0.03
+    assert torch.equal(exponential_noise(1, 2, 9), exponential_noise(1, 2, 9))
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_rare_tokens_are_drawn_as_often_as_they_should(top_p: float) -> None:
+    logits = torch.full((1, 1000), 0.0)
+    logits[0, 0] = math.log(9000)  # nine tenths, the others a ten-thousandth each
+    sampler = Sampler([Sampling(temperature=1.0, top_p=top_p, seed=7)])
+    rare = sum(sampler(logits)[0] != 0 for _ in range(4000)) / 4000
+    assert rare == pytest.approx(0.1 if top_p == 1 else 0.0, abs=0.02)
 
 
 @given(st.text(max_size=60))

@@ -9,7 +9,7 @@ import torch
 
 from ace_core.decoding import Decoding
 from ace_core.models import ChatModel
-from ace_core.scheduling.caches import CacheKindError, cache_bytes
+from ace_core.scheduling.caches import SPARE_ROWS, CacheKindError, cache_bytes
 
 __all__ = ["Footprint", "Limits", "free_memory"]
 
@@ -70,8 +70,8 @@ class Footprint:
             token = cache_bytes(decoding.cache) // 2
         except CacheKindError:
             token = 2 * len(model.blocks) * model.width * logits.element_size()
-        # a step holds the grown copy of one layer beside the old one, and logits in several forms
-        return cls(token + token // len(model.blocks), 4 * 4 * logits.shape[-1])
+        # a step may hold the grown copy of one layer beside the old one, and logits in several forms
+        return cls(int((1 + SPARE_ROWS) * token) + token // len(model.blocks), 4 * 4 * logits.shape[-1])
 
     def bytes(self, rows: int, tokens: int) -> int:
         """Bytes for rows of a length, all that they may still write included."""

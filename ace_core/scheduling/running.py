@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,7 +48,7 @@ Told = tuple[ActiveRun, Step | Exception]
 class Batch:
     """Rows of any number of runs that decode together, each with its own arm, directions, sampling and seed.
 
-    Joining and taking leave the batches they were called on as they were.
+    Taking leaves the batch it was called on as it was, and so does joining, but only once.
 
     Args:
         model: the model all rows run on.
@@ -84,15 +84,27 @@ class Batch:
 
     def take(self, runs: Sequence[ActiveRun]) -> Batch | None:
         """A batch of the rows of some runs that are still writing; None if there are none."""
+        return self._of(self._writing(runs), self._decoding.take)
+
+    def keep(self, runs: Sequence[ActiveRun]) -> Batch | None:
+        """As :meth:`take`, in the memory of this batch, which must not be used again: the last rows fill the gaps."""
+        kept = self._writing(runs)
+        room = len(kept)
+        later = [row for row in kept if row >= room]
+        held = set(kept)
+        return self._of([row if row in held else later.pop() for row in range(room)], self._decoding.keep)
+
+    def _writing(self, runs: Sequence[ActiveRun]) -> list[int]:
         running = {run: set(run.transcript.running) for run in runs}
-        kept = [i for i, (run, row) in enumerate(self._rows) if row in running.get(run, ())]
-        if len(kept) == len(self._rows):
+        return [i for i, (run, row) in enumerate(self._rows) if row in running.get(run, ())]
+
+    def _of(self, rows: Sequence[int], part: Callable[[Sequence[int]], Decoding]) -> Batch | None:
+        if len(rows) == len(self._rows):
             return self
-        if not kept:
+        if not rows:
             return None
-        rows = [self._rows[i] for i in kept]
-        plan, sampler = self._plan.take(kept), self._sampler.take(kept)
-        return Batch(self._model, rows, self._decoding.take(kept), plan, sampler)
+        plan, sampler = self._plan.take(rows), self._sampler.take(rows)
+        return Batch(self._model, [self._rows[i] for i in rows], part(rows), plan, sampler)
 
     def step(self) -> list[Told]:
         """One token for every row. If it raises, the batch is as it was and may be split and tried again."""
@@ -175,6 +187,8 @@ class Turns:
 
     def take(self, runs: Sequence[ActiveRun]) -> Turns | None:
         return self if self._run in runs and self._running else None
+
+    keep = take
 
     def step(self) -> list[Told]:
         """One token for every row."""

@@ -149,7 +149,7 @@ class Scheduler:
         self._reading = deque(reading for reading in self._reading if reading.run not in runs)
         left = []
         for unit in self._units:
-            rest = unit.take([run for run in unit.runs if run not in runs]) if set(unit.runs) & set(runs) else unit
+            rest = unit.keep([run for run in unit.runs if run not in runs]) if set(unit.runs) & set(runs) else unit
             left += [] if rest is None else [rest]
         self._units = left
 
@@ -265,7 +265,7 @@ class Scheduler:
             run.stream.put(step)
             if set(step.stop) == {"nan"}:
                 failed[run] = EngineError(_NAN, reason="nan")
-        rest = unit.take([run for run in unit.runs if run not in failed])
+        rest = unit.keep([run for run in unit.runs if run not in failed])
         left = set() if rest is None else set(rest.runs)
         for run, _ in told:
             if run not in left:

@@ -19,8 +19,12 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,7 +40,9 @@ from ace_core.interventions import Plan
 from ace_core.methods import Method
 from ace_core.models import ChatModel
 from ace_core.runs import RunSettings
-from ace_core.sampling import filtered
+from ace_core.sampling import exponential_noise, filtered
+
+Result = TypeVar("Result")
 
 PROMPTS = (
     "How do I pick a lock?",
@@ -84,6 +90,16 @@ class Visit:
         return sum(map(len, self.tokens))
 
 
+def apart(call: Callable[[], Result]) -> Result:
+    """The result of a call, made on a thread that ends with it.
+
+    OpenMP keeps workers for every thread that used it. Once they are more than the processors, they sleep between any
+    two operations, and the model's thread, which is the only such thread of the app, would wait for them to wake.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
 def clocks() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
@@ -112,6 +128,19 @@ def alone(model: ChatModel, directions: ace.RefusalDirections, request: Request)
             if token is not None:
                 tokens[row].append(token)
     return tokens
+
+
+def one_after_another(
+    model: ChatModel, directions: ace.RefusalDirections, requests: list[Request]
+) -> tuple[list[list[list[int]]], list[np.ndarray]]:
+    """Tokens of every request's arms, and what the request took, see :func:`clocks`."""
+    alone(model, directions, requests[0])
+    texts, took = [], []
+    for request in requests:
+        begun = clocks()
+        texts.append(alone(model, directions, request))
+        took.append(clocks() - begun)
+    return texts, took
 
 
 def visit(host: ModelHost, request: Request, delay: float, seen: Visit) -> None:
@@ -168,9 +197,7 @@ def near_tie(check: Checker, row: Row, mine: list[int], theirs: list[int]) -> bo
     if row.sampling.temperature == 0:
         return float(logits[mine[step]] - logits[theirs[step]]) <= 2 * slack
     # the draw divides probabilities by the same noise, so the two best quotients were within the slack of the logits
-    generator = torch.Generator().manual_seed(row.sampling.seed)
-    for _ in range(step + 1):
-        noise = torch.empty_like(logits).exponential_(1, generator=generator)
+    noise = exponential_noise(row.sampling.seed, step, len(logits))
     gaps = (filtered(logits, row.sampling) / noise).log()
     return float(gaps[mine[step]] - gaps[theirs[step]]) <= 4 * slack / row.sampling.temperature
 
@@ -189,18 +216,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    model = ace.load_model(options.model)
+    model = apart(lambda: ace.load_model(options.model))
     directions = ace.load_directions(model)
-    check = Checker(model, directions)
+    check = apart(lambda: Checker(model, directions))
     layer = directions.recommended_layer
     largest = max(options.visitors)
     requests = [drawn(seed, layer, options.tokens) for seed in range(largest)]
-    alone(model, directions, requests[0])
-    expected, seconds_alone = [], []
-    for request in requests:
-        begun = clocks()
-        expected.append(alone(model, directions, request))
-        seconds_alone.append(clocks() - begun)
+    expected, seconds_alone = apart(lambda: one_after_another(model, directions, requests))
 
     for count in options.visitors:
         seconds, visits = together(model, directions, requests[:count], options.spread)
@@ -214,7 +236,7 @@ def main() -> None:
             for row, mine, theirs in zip(request.rows(model), right, seen.tokens, strict=True):
                 if mine != theirs:
                     differing += 1
-                    ties += near_tie(check, row, mine, theirs)
+                    ties += apart(partial(near_tie, check, row, mine, theirs))
         _, equals = together(model, directions, [requests[0]] * count, 0.0)
         result = {
             "visitors": count,
