@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 from ace_core import chat
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError, explained
 from ace_core.fitting.extraction import directions_for
 from ace_core.generation import MAX_ROWS, Row
+from ace_core.host_state import HostState, ModelInfo
 from ace_core.journal import tell
 from ace_core.methods import Method
 from ace_core.models import ChatModel, Precision, load_model
 from ace_core.policy import OPEN, RECORDED_ONLY, Policy
 from ace_core.runs import RunBuilder, RunSettings
+from ace_core.scheduling.desk import TaskDesk
 from ace_core.scheduling.limits import Limits
 from ace_core.scheduling.line import WaitingLine
 from ace_core.scheduling.scheduler import Scheduler
@@ -29,42 +29,11 @@ from ace_core.tasks import Task
 
 __all__ = ["HostState", "Limits", "ModelHost", "ModelInfo", "Place", "Policy", "RunStream"]
 
-_WAITING_TASKS = 8
 _CLOSING_SECONDS = 30.0
-_TASK_SHARE = 0.1
-"""Of the model's time, what a task gets even if people keep it busy."""
 _IDLE_SECONDS = 0.5
 _STALLED_SECONDS = 0.01
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a page says about a loaded model."""
-
-    name: str
-    model_id: str
-    blocks: int
-    width: int
-    device: str
-    precision: str
-    parameters: int
-    chat: bool
-
-
-@dataclass(frozen=True)
-class HostState:
-    """Where the host stands.
-
-    ``recorded`` is a host that has no model and will have none. ``progress`` is a fraction, or None when unknown.
-    """
-
-    status: Literal["empty", "loading", "ready", "failed", "recorded"] = "empty"
-    message: str = "No model is loaded."
-    progress: float | None = None
-    info: ModelInfo | None = None
-    directions: RefusalDirections | None = None
 
 
 class ModelHost:
@@ -87,10 +56,8 @@ class ModelHost:
         self._wake = threading.Event()
         self._line = WaitingLine(self.limits)
         self._scheduler = Scheduler(self._line, self.limits)
-        self._tasks: deque[Task[Any]] = deque()
-        self._running: Task[Any] | None = None
-        self._piece_begun = self._computed = self._burst = 0.0
         self._closing = self._given_up = False
+        self._desk = TaskDesk(self._scheduler, self.limits, lambda: self._closing)
         self._model: ChatModel | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
@@ -117,7 +84,7 @@ class ModelHost:
     @property
     def computing(self) -> int:
         """Longer computations, running and waiting."""
-        return len(self._tasks) + (self._running is not None)
+        return len(self._desk)
 
     def load(
         self, name: str, *, precision: Precision = "auto", device: str = "auto", vectors: Path | str | None = None
@@ -243,14 +210,7 @@ class ModelHost:
             return compute(self._model, task)
 
         task = Task(run, visitor)
-        with self._lock:
-            if len(self._tasks) >= _WAITING_TASKS:
-                raise EngineError("Too many computations are waiting for the model: try again in a few minutes.")
-            running = self._running
-            mine = [*self._tasks, *([] if running is None else [running])]
-            if visitor is not None and sum(one.visitor == visitor for one in mine) >= self.limits.visitor_tasks:
-                raise EngineError("Several of your computations are waiting already: stop one, or wait for its end.")
-            self._tasks.append(task)
+        self._desk.put(task)
         self._wake.set()
         return task
 
@@ -262,8 +222,7 @@ class ModelHost:
                 :attr:`alive`. Runs end then all the same.
         """
         self._closing = True
-        if self._running is not None:
-            self._running.cancel()
+        self._desk.stop()
         self._wake.set()
         self._thread.join(timeout)
         self._given_up = True
@@ -286,36 +245,24 @@ class ModelHost:
 
     def _adopt(self, model: ChatModel, directions: RefusalDirections) -> None:
         self._model = model
-        info = ModelInfo(
-            name=model.name,
-            model_id=model.model_id,
-            blocks=len(model.blocks),
-            width=model.width,
-            device=str(model.device),
-            precision=model.precision,
-            parameters=model.parameters,
-            chat=model.chat,
-        )
-        self._set(HostState("ready", "Ready", None, info, directions))
+        self._set(HostState("ready", "Ready", None, ModelInfo.of(model), directions))
 
     def _work(self) -> None:
         while not self._closing:
             self._wake.clear()
-            task = self._overdue()
-            if task is not None:
-                self._compute(task)
+            if not self._line.job_waits and (task := self._desk.overdue()) is not None:
+                self._desk.compute(task)
             if self._scheduler.round():
                 continue
             job = self._line.take_job() if self._scheduler.count == 0 else None
             if job is not None:
                 self._perform(job)
-            elif (task := self._next_task()) is not None:
-                self._compute(task)
+            elif (task := self._desk.next()) is not None:
+                self._desk.compute(task)
             else:  # readers that left no room do not ring
                 self._wake.wait(_STALLED_SECONDS if self._scheduler.count else _IDLE_SECONDS)
         self._scheduler.close()
-        while (task := self._next_task()) is not None:
-            task.fail(CLOSED)
+        self._desk.close(CLOSED)
 
     def _perform(self, job: Callable[[], None]) -> None:
         try:
@@ -324,44 +271,3 @@ class ModelHost:
             self._model = None
             sentence = explained(error, "loading of the model", "a smaller one")
             self._failed(str(sentence), sentence.reason)
-
-    def _next_task(self) -> Task[Any] | None:
-        with self._lock:
-            return self._tasks.popleft() if self._tasks else None
-
-    def _overdue(self) -> Task[Any] | None:
-        """A task that people have kept waiting for long enough, unless another model is about to be loaded."""
-        with self._lock:
-            patient = not self._tasks or time.monotonic() - self._tasks[0].asked < self.limits.task_patience
-        return None if patient or self._line.job_waits else self._next_task()
-
-    def _compute(self, task: Task[Any]) -> None:
-        if self._closing:
-            task.cancel()
-        begun = time.monotonic()
-        self._running, self._piece_begun, self._computed, self._burst = task, begun, 0.0, 0.0
-        tell("task started", waited_seconds=round(begun - task.asked, 3))
-        task.run(self._give_way)
-        self._running = None
-        tell("task over", seconds=round(time.monotonic() - begun, 3), cancelled=task.cancelled())
-
-    def _give_way(self) -> None:
-        """Serve all runs, those in the line as well, until nobody can be served.
-
-        However many people run, a task gets a small share of the time; one that has had a long turn while others
-        wait is asked to stop, and what it has done is kept.
-        """
-        begun = time.monotonic()
-        piece = begun - self._piece_begun
-        self._computed += piece
-        self._burst -= piece
-        if self._tasks and self._computed > self.limits.task_turn and self._running is not None:
-            self._running.cancel()
-        served = self._burst > 0 and not self._closing
-        while not served and not self._closing and self._scheduler.round():
-            waited = time.monotonic() - begun
-            if waited > max(self.limits.task_patience, piece / _TASK_SHARE):
-                self._burst, served = waited * _TASK_SHARE, True
-        if self._closing:
-            self._scheduler.close()
-        self._piece_begun = time.monotonic()

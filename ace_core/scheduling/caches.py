@@ -20,7 +20,7 @@ __all__ = ["SPARE_ROWS", "CacheKindError", "cache_bytes", "kept", "snapshot", "s
 SPARE_ROWS = 0.25
 """Room of a stacked cache for more rows, as a share of those it holds."""
 
-_SPARE_ROWS = 4
+_SPARE_ROWS = 8
 _SPARE_LEFT, _SPARE_RIGHT = 32, 64
 _LEAST_FILLED = 0.25
 

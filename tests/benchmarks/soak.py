@@ -120,7 +120,7 @@ def sample(host: Any, sessions: Any) -> Sample:
         sum(len(part) for part in (*scheduler._reading, *scheduler._units)),
         host.active,
         host.waiting,
-        len(host._tasks) + (host._running is not None),
+        len(host._desk),
         len(sessions),
     )
 
