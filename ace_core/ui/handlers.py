@@ -16,6 +16,7 @@ from ace_core.errors import EngineError
 from ace_core.host import HostState, ModelHost
 from ace_core.runs import Run, RunSettings
 from ace_core.ui.compare import views
+from ace_core.ui.compare.outcome import arms_of, buttons, summary
 from ace_core.ui.controls import ask, changes, problems, values_of
 from ace_core.ui.model_card import card
 from ace_core.ui.problems import marks
@@ -24,7 +25,7 @@ from ace_core.ui.sidebar import DEFAULT_ARMS
 from ace_core.ui.status import status
 from ace_core.ui.waiting import in_line, loading
 
-__all__ = ["RECORDED_KEY", "Handlers", "buttons"]
+__all__ = ["RECORDED_KEY", "Handlers"]
 
 RECORDED_KEY = "recorded"
 _LIVE_SECONDS = 1 / 15
@@ -115,7 +116,7 @@ class Handlers:
             run = stream.builder.snapshot()
             session.adopt(run)
             longest = max(len(arm.token_ids) for arm in run.arms)
-            text = f"Writing token {longest} of at most {run.settings.max_new_tokens} in {_arms(run)}…"
+            text = f"Writing token {longest} of at most {run.settings.max_new_tokens} in {arms_of(run)}…"
             yield status("running", text), *self._live(session, run)
             # Never spend most of the time drawing: the model runs in the same process.
             due = now + max(_LIVE_SECONDS, 3 * (time.monotonic() - now))
@@ -285,25 +286,5 @@ class Handlers:
         return summary(run)
 
 
-def summary(run: Run) -> str:
-    """Status: how a finished run went, or that it is a record."""
-    if run.recorded:
-        source = "the model that comes with this page" if run.model == "embedded" else run.model
-        return status("recorded", f"Recorded from {source}, not a live run. Press Run (Ctrl+Enter) for your own.")
-    rate = f" at {run.tokens_per_second:.1f} tokens/s together" if run.tokens_per_second else ""
-    if any(arm.stop == "cancelled" for arm in run.arms):
-        return status("stopped", f"Stopped: {_arms(run)}{rate}.")
-    return status("done", f"Done: {_arms(run)}{rate}. Move the layer to look at other blocks.")
-
-
-def _arms(run: Run) -> str:
-    return f"{len(run.arms)} arm{'' if len(run.arms) == 1 else 's'}"
-
-
 def _nothing(count: int) -> tuple[Any, ...]:
     return tuple(gr.skip() for _ in range(count))
-
-
-def buttons(running: bool) -> tuple[Any, Any]:
-    """Run and Stop."""
-    return gr.Button(interactive=not running), gr.Button(interactive=running)

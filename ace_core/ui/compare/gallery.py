@@ -16,8 +16,9 @@ from ace_core.errors import EngineError
 from ace_core.gallery import GALLERY, Recording, read_gallery
 from ace_core.runs import ArmRun, Run
 from ace_core.ui.compare import views
+from ace_core.ui.compare.outcome import buttons
 from ace_core.ui.controls import FIELDS, values_of
-from ace_core.ui.handlers import Handlers, buttons
+from ace_core.ui.handlers import Handlers
 from ace_core.ui.problems import marks
 from ace_core.ui.status import status
 

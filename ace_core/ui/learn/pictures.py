@@ -10,7 +10,7 @@ import numpy as np
 
 from ace_core.gallery import Classes, Recording
 from ace_core.runs import Run
-from ace_core.ui.learn.lessons import Picture
+from ace_core.ui.learn.lesson import Picture
 from ace_core.ui.theme import GLYPHS
 
 __all__ = ["Sources", "markup", "value"]

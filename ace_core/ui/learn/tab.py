@@ -16,7 +16,8 @@ from ace_core.ui.controls import FIELDS, values_of
 from ace_core.ui.geometry import tab as geometry_tab
 from ace_core.ui.handlers import Handlers
 from ace_core.ui.learn import pictures as learn_pictures
-from ace_core.ui.learn.lessons import LESSONS, Lesson
+from ace_core.ui.learn.lesson import Lesson
+from ace_core.ui.learn.lessons import LESSONS
 from ace_core.ui.learn.pictures import Sources
 from ace_core.ui.packing import pack
 from ace_core.ui.sidebar import Sidebar
