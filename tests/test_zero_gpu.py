@@ -25,8 +25,9 @@ from ace_core.errors import EngineError
 from ace_core.generation import MAX_ROWS, Row, Step
 from ace_core.host import Limits, ModelHost
 from ace_core.runs import Run, RunSettings
+from ace_core.scheduling.outlet import messages
 from ace_core.scheduling.streams import Prepared
-from ace_core.zero_gpu import Call, ZeroGpuHost, create_host, messages, on_zero_gpu
+from ace_core.zero_gpu import Call, ZeroGpuHost, create_host, on_zero_gpu
 from families import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks:DeprecationWarning")
