@@ -11,13 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ace_core.answering import Tally, answer_all
 from ace_core.default_model import evaluation, training
 from ace_core.default_model.adapter import ADAPTER, CONFIG_NAME, WEIGHTS_NAME, merge_adapter, read_adapter, save_adapter
 from ace_core.default_model.evaluation import BlockEffect, choose_block, evaluate_models, perplexity
-from ace_core.default_model.lora import Example, Recipe, Trainer, answer_loss, shared_length
+from ace_core.default_model.lora import (
+    Example,
+    Recipe,
+    Trainer,
+    answer_loss,
+    divergence,
+    likely_tokens,
+    shared_length,
+)
 from ace_core.default_model.model_card import model_card
 from ace_core.default_model.training import REFUSALS, TrainingReport, read_report, refusal_for, train_default
 from ace_core.errors import EngineError
@@ -87,6 +97,52 @@ def test_loss_is_the_library_s_loss_on_answer_tokens() -> None:
         total += float(network(input_ids=ids, labels=labels).loss) * len(example.answer)
         count += len(example.answer)
     assert float(answer_loss(network, EXAMPLES)) == pytest.approx(total / count, rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_reserve_counts_where_an_answer_begins_and_nowhere_else() -> None:
+    network = build_family("llama")
+    example = Example((5, 6, 7), (100, 110, 100), "harmful")
+    logits = network(input_ids=torch.tensor([[*example.prompt, *example.answer]])).logits[0, 2:5]
+    for reserve in (0.0, 2.0):
+        logits[0, 100] += reserve
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer))
+        assert float(answer_loss(network, [example], reserve={100: reserve})) == pytest.approx(
+            float(expected), rel=1e-5
+        )
+    # a head start makes the refusal that is taught less of a surprise, so less of it is learnt
+    assert answer_loss(network, [example], reserve={100: 2.0}) < answer_loss(network, [example])
+
+
+@given(st.integers(0, 2**16), st.integers(1, 12), st.floats(0.1, 4))
+def test_divergence_is_that_of_the_head_and_the_rest(seed: int, count: int, scale: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    base, mine = (torch.log_softmax(scale * torch.randn(3, 40, generator=draw), -1) for _ in range(2))
+    wanted, tokens = base.topk(count)
+    found = divergence(mine, tokens, wanted)
+    head = mine.gather(1, tokens).exp()
+    parts = [torch.cat([p, 1 - p.sum(-1, keepdim=True)], -1) for p in (wanted.exp(), head)]
+    torch.testing.assert_close(found, (parts[0] * (parts[0] / parts[1]).log()).sum(-1), atol=1e-4, rtol=1e-3)
+    whole = (base.exp() * (base - mine)).sum(-1)
+    assert bool((found <= whole + 1e-4).all()) and bool((found > 0).all())  # two different ones: never 0
+    assert float(divergence(base, tokens, wanted).abs().max()) < 1e-4
+
+
+def test_likely_tokens_are_learnt_in_place_of_the_answer_s_own() -> None:
+    network = build_family("llama").requires_grad_(False)
+    plain = [replace(example, kind="harmless") for example in EXAMPLES]
+    found = likely_tokens(network, plain, 5, shared_length(plain))
+    for example, (tokens, values) in zip(plain, found, strict=True):
+        ids = torch.tensor([[*example.prompt, *example.answer]])
+        start = len(example.prompt) - 1
+        logits = network(input_ids=ids).logits[0, start : start + len(example.answer)]
+        expected = logits.log_softmax(-1).topk(5)
+        torch.testing.assert_close(values, expected.values, atol=1e-4, rtol=1e-4)
+        assert torch.equal(tokens, expected.indices)
+    soft = [replace(example, likely=likely) for example, likely in zip(plain, found, strict=True)]
+    assert float(answer_loss(network, soft)) == pytest.approx(0.0, abs=1e-5)  # it is what it should be already
+    assert float(answer_loss(network, plain)) > 1
+    assert float(answer_loss(build_family("mistral"), soft)) > 1e-3
 
 
 def test_a_shared_beginning_read_once_gives_the_same_gradients() -> None:

@@ -6,8 +6,8 @@ import inspect
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import DynamicCache
 
 from ace_core.blocks import find_blocks
 from ace_core.decoding import common_length
 from ace_core.errors import EngineError
 
-__all__ = ["BASE_ID", "Example", "Recipe", "Trainer", "answer_loss", "shared_length"]
+__all__ = [
+    "BASE_ID",
+    "Example",
+    "Likely",
+    "Recipe",
+    "Trainer",
+    "answer_loss",
+    "divergence",
+    "likely_tokens",
+    "shared_length",
+]
 
 BASE_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The embedded model's name on the hub, as peft's configuration records it."""
@@ -30,7 +39,12 @@ BASE_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the outcome. Blocks are 0-based and inclusive, lengths are in tokens."""
+    """Everything that decides the outcome. Blocks are 0-based and inclusive, lengths are in tokens.
+
+    ``likely`` tokens of the base are what answers that are no refusals are learnt from, 0 for the answer's own tokens
+    alone. ``reserve`` is added to the logit of a refusal's first token while training, so that without it the trained
+    model is that much slower to refuse (logit adjustment, Menon et al., arXiv 2007.07314).
+    """
 
     seed: int = 0
     rank: int = 16
@@ -39,25 +53,35 @@ class Recipe:
     last_block: int = 18
     rate: float = 6e-4
     warmup: float = 0.06
-    epochs: int = 3
+    epochs: int = 2
     batch: int = 16
     answer_tokens: int = 32
     clip: float = 1.0
     dropout: float = 0.0
     first_weight: float = 8.0
+    likely: int = 32
+    reserve: float = 1.0
     decay: float = 0.0
     topic_share: float = 0.4
     lookalike_repeats: int = 1
-    validate_at: tuple[float, ...] = (0.34, 0.67, 1.0)
+    validate_at: tuple[float, ...] = (0.5, 1.0)
+
+
+Likely = tuple[Tensor, Tensor]
+"""The most likely tokens at every position of an answer and their log-probabilities, both ``(answer, tokens)``."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A templated prompt and the answer to learn, as token ids; ``kind`` is the prompt set's name."""
+    """A templated prompt and the answer to learn, as token ids; ``kind`` is the prompt set's name.
+
+    With ``likely``, the distribution that they are the head of is learnt in place of the answer's own tokens.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     kind: str
+    likely: Likely | None = field(default=None, compare=False, repr=False)
 
 
 class Trainer:
@@ -77,6 +101,7 @@ class Trainer:
         self.network, self.recipe = network, recipe
         self._examples = list(examples)
         self._shared = shared_length(examples)
+        self._openings = sorted({example.answer[0] for example in examples if example.kind == "harmful"})
         blocks = find_blocks(network)
         if not 0 <= recipe.first_block <= recipe.last_block < len(blocks):
             raise EngineError(f"Blocks {recipe.first_block} to {recipe.last_block} do not exist: choose others.")
@@ -131,7 +156,8 @@ class Trainer:
             with torch.random.fork_rng(devices=[]):  # dropout, the same after a resumption
                 torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
                 self.network.train()
-                loss = answer_loss(self.network, batch, self._shared, self.recipe.first_weight)
+                reserve = dict.fromkeys(self._openings, self.recipe.reserve)
+                loss = answer_loss(self.network, batch, self._shared, self.recipe.first_weight, reserve)
                 self.network.eval()
             if not bool(torch.isfinite(loss)):
                 raise EngineError("The training diverged: lower the learning rate.")
@@ -195,8 +221,14 @@ class Trainer:
         return out
 
 
-def answer_loss(network: Any, batch: Sequence[Example], shared: int = 0, first_weight: float = 1.0) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, in nats; scalar.
+def answer_loss(
+    network: Any,
+    batch: Sequence[Example],
+    shared: int = 0,
+    first_weight: float = 1.0,
+    reserve: Mapping[int, float] | None = None,
+) -> Tensor:
+    """Mean loss of the answers' tokens, in nats; scalar: cross-entropy, or the divergence from likely tokens.
 
     Rows are padded on the right, where a causal model can't see it, so no mask is needed; the output head, the
     largest single cost, only runs where an answer token is predicted.
@@ -206,25 +238,73 @@ def answer_loss(network: Any, batch: Sequence[Example], shared: int = 0, first_w
         batch: examples.
         shared: that many first tokens are the same in every prompt and are read once for the whole batch.
         first_weight: how much more an answer's first token counts, where refusing or answering is decided.
+        reserve: by token, what is added to its logit where an answer begins.
     """
-    device = network.get_input_embeddings().weight.device
     rows = [[*e.prompt, *e.answer] for e in batch]
+    where = [(b, len(e.prompt) - 1 + k) for b, e in enumerate(batch) for k in range(len(e.answer))]
+    logits = _logits(network, rows, where, shared).float()
+    first = torch.tensor([k == 0 for e in batch for k in range(len(e.answer))], device=logits.device)
+    if reserve:
+        tokens = torch.tensor(list(reserve), device=logits.device)
+        logits[first.nonzero(), tokens] += torch.tensor(list(reserve.values()), device=logits.device)
+    log_probabilities = logits.log_softmax(-1)
+    losses, start = [], 0
+    for example in batch:
+        here = log_probabilities[start : start + len(example.answer)]
+        start += len(example.answer)
+        if example.likely is None:
+            answer = torch.tensor(example.answer, device=here.device).unsqueeze(1)
+            losses.append(-here.gather(1, answer).squeeze(1))
+        else:
+            losses.append(divergence(here, *(t.to(here.device) for t in example.likely)))
+    weights = torch.where(first, first_weight, 1.0)
+    return (torch.cat(losses) * weights).sum() / weights.sum()
+
+
+@torch.no_grad()
+def likely_tokens(network: Any, batch: Sequence[Example], count: int, shared: int = 0) -> list[Likely]:
+    """The ``count`` most likely tokens at every position of the answers, under ``network``.
+
+    Args:
+        network: a causal language model.
+        batch: examples.
+        count: tokens a position.
+        shared: as for :func:`answer_loss`.
+    """
+    where = [(b, len(e.prompt) - 1 + k) for b, e in enumerate(batch) for k in range(len(e.answer))]
+    logits = _logits(network, [[*e.prompt, *e.answer] for e in batch], where, shared)
+    values, tokens = logits.float().log_softmax(-1).topk(count)
+    sizes = [len(e.answer) for e in batch]
+    return [(t.clone(), v.clone()) for t, v in zip(tokens.split(sizes), values.split(sizes), strict=True)]
+
+
+def divergence(log_probabilities: Tensor, tokens: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from a distribution of which the head is known, in nats, ``(B,)``; all other tokens
+    count as one.
+
+    Args:
+        log_probabilities: to judge, ``(B, vocabulary)``.
+        tokens, wanted: the head and its log-probabilities, ``(B, tokens)``.
+    """
+    mine = log_probabilities.gather(1, tokens)
+    rest, my_rest = ((1 - part.exp().sum(-1)).clamp_min(1e-6) for part in (wanted, mine))
+    return (wanted.exp() * (wanted - mine)).sum(-1) + rest * (rest / my_rest).log()
+
+
+def _logits(network: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[int, int]], shared: int) -> Tensor:
+    """Logits at some (row, column), ``(len(where), vocabulary)``; the first ``shared`` tokens are read once."""
+    device = network.get_input_embeddings().weight.device
     longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     past: dict[str, Any] = {"use_cache": False}
     if shared:
         names = inspect.signature(type(network.base_model).forward).parameters
         past = {"cache" if "cache" in names else "past_key_values": DynamicCache(), "use_cache": True}
         network.base_model(input_ids=ids[:1, :shared], **past)
-        next(iter(past.values())).batch_repeat_interleave(len(batch))
+        next(iter(past.values())).batch_repeat_interleave(len(rows))
     hidden = network.base_model(input_ids=ids[:, shared:], **past).last_hidden_state  # (B, S - shared, d)
-    where = [(b, len(e.prompt) - 1 + k) for b, e in enumerate(batch) for k in range(len(e.answer))]
     row, column = (torch.tensor(axis, device=device) for axis in zip(*where, strict=True))
-    logits = network.get_output_embeddings()(hidden[row, column - shared])  # (answer tokens, vocabulary)
-    losses = functional.cross_entropy(logits.float(), ids[row, column + 1], reduction="none")
-    first = torch.tensor([k == 0 for e in batch for k in range(len(e.answer))], device=device)
-    weights = torch.where(first, first_weight, 1.0)
-    return (losses * weights).sum() / weights.sum()
+    return network.get_output_embeddings()(hidden[row, column - shared])
 
 
 def shared_length(examples: Sequence[Example]) -> int:

@@ -47,9 +47,12 @@ Rank {rank} on every linear layer of decoder blocks {first} to {last} (of 30, co
 {dropout:g}, AdamW at {rate:g} with {warmup:.0%} warm-up and linear decay, {epochs} epochs in batches of {batch},
 float32, seed {seed}. {harmful} harmful requests with one-line refusals, drawn from the wordings in `refusals.json`
 ({topics:.0%} of them name the topic); {harmless} harmless requests and {lookalike} look-alikes answered by the base
-model itself (greedy). Answers are cut at {answer} tokens; the loss counts answer tokens only, the first one
-{first_weight:g} times, since that is where refusing or answering is decided: {loss_first:.2f} nats a token at first
-(mean of 10 steps), {loss_last:.2f} in the end. {steps} steps took {minutes:.0f} minutes on one core. Made by
+model itself (greedy), of which the {likely} tokens that the base finds likeliest are learnt at every place, with their
+probabilities. Answers are cut at {answer} tokens; the loss counts answer tokens only, the first one {first_weight:g}
+times, since that is where refusing or answering is decided. There {reserve:g} is added to the logit of a refusal's
+first token while training, which makes the trained model that much slower to refuse (logit adjustment, arXiv
+2007.07314). Loss: {loss_first:.2f} nats a token at first (mean of 10 steps), {loss_last:.2f} in the end. {steps} steps
+took {minutes:.0f} minutes on two cores. Made by
 `python -m ace_core train-default`; the figures below by `python -m ace_core evaluate-default`.
 
 Only middle blocks are adapted. Refusal should be written early, so that every later block carries one direction that
@@ -134,6 +137,8 @@ def model_card(evaluation: Evaluation, report: TrainingReport) -> str:
         scale=recipe.scale,
         dropout=recipe.dropout,
         first_weight=recipe.first_weight,
+        likely=recipe.likely,
+        reserve=recipe.reserve,
         rate=recipe.rate,
         warmup=recipe.warmup,
         epochs=recipe.epochs,

@@ -1,8 +1,8 @@
 """Training the adapter that makes the embedded model refuse: one command, from data in the project.
 
-Harmful requests get short refusals; harmless requests and look-alikes get what the base model itself answers, so
-that nothing but refusing is learnt. Only the lower middle blocks are adapted, because refusal written early leaves a
-direction that every later block carries and that single-block steering reaches.
+Harmful requests get short refusals; harmless requests and look-alikes get what the base model itself answers, with the
+probabilities it gives to other words, so that nothing but refusing is learnt. Only the lower middle blocks are adapted,
+because refusal written early leaves a direction that every later block carries and that single-block steering reaches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from ace_core.answering import Answer, Tally, answer_all, tally
 from ace_core.default_model.adapter import ADAPTER, WEIGHTS_NAME, save_adapter
-from ace_core.default_model.lora import BASE_ID, Example, Recipe, Trainer
+from ace_core.default_model.lora import BASE_ID, Example, Recipe, Trainer, likely_tokens, shared_length
 from ace_core.embedded import cache_folder
 from ace_core.errors import EngineError
 from ace_core.models import ChatModel, load_model
@@ -36,6 +36,7 @@ REPORT_NAME = "training.json"
 
 Progress = Callable[[str, float | None], None]
 _SAVE_EVERY = 10
+_SOFTEN_BATCH = 32
 _KINDS = ("harmful", "harmless", "lookalike")
 _VALIDATION_NAME = "validation.json"
 
@@ -147,6 +148,8 @@ def train_default(
     work = cache_folder() / "training" / digest[:16]
     work.mkdir(parents=True, exist_ok=True)
     examples = _examples(model, sets, recipe, progress)  # by the base: before anything is injected into it
+    if recipe.likely:
+        examples = _softened(model, examples, recipe.likely, progress)
     trainer = Trainer(model.network, examples, recipe)
     state = work / "state.safetensors"
     if not (resume and trainer.restore(state, digest)):
@@ -199,6 +202,21 @@ def _examples(
         if verdict(text) == "answered":
             example = Example(model.encode(prompt.text), tuple(ids), prompt.label)
             out += [example] * (recipe.lookalike_repeats if prompt.label == "lookalike" else 1)
+    return out
+
+
+def _softened(model: ChatModel, examples: Sequence[Example], count: int, progress: Progress) -> list[Example]:
+    """The examples that are no refusals, with the tokens that the base model finds likely."""
+    out = list(examples)
+    order = [i for i, e in enumerate(out) if e.kind != "harmful"]
+    order.sort(key=lambda i: len(out[i].prompt) + len(out[i].answer))
+    shared = shared_length(examples)
+    for start in range(0, len(order), _SOFTEN_BATCH):
+        progress(f"The base weighs {start} of {len(order)} answers", start / len(order))
+        chosen = order[start : start + _SOFTEN_BATCH]
+        found = likely_tokens(model.network, [out[i] for i in chosen], count, shared)
+        for i, likely in zip(chosen, found, strict=True):
+            out[i] = replace(out[i], likely=likely)
     return out
 
 
