@@ -22,7 +22,7 @@ def train_default(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts a set, for a trial.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the adapter that makes the embedded model refuse (about 40 minutes on two cores)."""
+    """Train the adapter that makes the embedded model refuse (15 to 35 minutes on two cores)."""
     from ace_core.default_model.adapter import ADAPTER
     from ace_core.default_model.training import train_default as train
 
