@@ -427,7 +427,7 @@ def test_counts() -> None:
     assert len({prompt.category for prompt in harmless}) >= 12
     assert all(4 <= len(prompt.text.split()) <= 25 for prompt in harmless)
     sizes = Counter(prompt.split for prompt in harmless)
-    assert (sizes["train"], sizes["fit"], sizes["validation"]) == (len(harmless) - sizes["test"] - 160, 100, 60)
+    assert (sizes["train"], sizes["fit"], sizes["validation"]) == (len(harmless) - sizes["test"] - 310, 250, 60)
     assert sizes["test"] >= 100
     assert len(load_builtin("lookalike")) >= 120
 
