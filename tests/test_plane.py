@@ -192,7 +192,7 @@ def test_the_shipped_map_is_sound_and_small() -> None:
     assert len(made.harmless) >= 50 and len(made.harmful) >= 50
     for kind in ("harmless", "harmful"):
         points, mean = getattr(made, kind), getattr(made, f"mean_{kind}")
-        np.testing.assert_allclose(points.mean(0), mean, atol=0.05 * made.gap)
+        np.testing.assert_allclose(points.mean(0), mean, atol=0.1 * made.gap)
 
 
 def _axis(values: np.ndarray) -> str:
