@@ -127,14 +127,17 @@ class Sampler:
         dice = [(sampling.seed, self._drawn[row]) for row, sampling in zip(rows, settings, strict=True)]
         noise = {die: exponential_noise(*die, probabilities.shape[-1]) for die in set(dice)}
         cut = [k for k, sampling in enumerate(settings) if sampling.top_p < 1]
-        nuclei = _nuclei(probabilities[cut], [settings[k].top_p for k in cut]) if cut else []
-        chosen = {
-            k: int(order[(kept / noise[dice[k]][order]).argmax()]) for k, (kept, order) in zip(cut, nuclei, strict=True)
-        }
-        for k, sampling in enumerate(settings):
-            if sampling.top_p == 1:
-                chosen[k] = int((probabilities[k] / noise[dice[k]]).argmax())
-        return [chosen[k] for k in range(len(settings))]
+        nuclei = (
+            dict(zip(cut, _nuclei(probabilities[cut], [settings[k].top_p for k in cut]), strict=True)) if cut else {}
+        )
+        chosen = []
+        for k, die in enumerate(dice):
+            if k in nuclei:
+                kept, order = nuclei[k]
+                chosen.append(int(order[(kept / noise[die][order]).argmax()]))
+            else:
+                chosen.append(int((probabilities[k] / noise[die]).argmax()))
+        return chosen
 
     def take(self, rows: Sequence[int]) -> Sampler:
         """The samplers of some rows, in that order; their random numbers go on where they stand."""

@@ -101,7 +101,8 @@ class Trainer:
         self.network, self.recipe = network, recipe
         self._examples = list(examples)
         self._shared = shared_length(examples)
-        self._openings = sorted({example.answer[0] for example in examples if example.kind == "harmful"})
+        openings = sorted({example.answer[0] for example in examples if example.kind == "harmful"})
+        self._reserve = dict.fromkeys(openings, recipe.reserve)
         blocks = find_blocks(network)
         if not 0 <= recipe.first_block <= recipe.last_block < len(blocks):
             raise EngineError(f"Blocks {recipe.first_block} to {recipe.last_block} do not exist: choose others.")
@@ -156,8 +157,7 @@ class Trainer:
             with torch.random.fork_rng(devices=[]):  # dropout, the same after a resumption
                 torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
                 self.network.train()
-                reserve = dict.fromkeys(self._openings, self.recipe.reserve)
-                loss = answer_loss(self.network, batch, self._shared, self.recipe.first_weight, reserve)
+                loss = answer_loss(self.network, batch, self._shared, self.recipe.first_weight, self._reserve)
                 self.network.eval()
             if not bool(torch.isfinite(loss)):
                 raise EngineError("The training diverged: lower the learning rate.")
@@ -240,9 +240,7 @@ def answer_loss(
         first_weight: how much more an answer's first token counts, where refusing or answering is decided.
         reserve: by token, what is added to its logit where an answer begins.
     """
-    rows = [[*e.prompt, *e.answer] for e in batch]
-    where = [(b, len(e.prompt) - 1 + k) for b, e in enumerate(batch) for k in range(len(e.answer))]
-    logits = _logits(network, rows, where, shared).float()
+    logits = _logits(network, batch, shared)
     first = torch.tensor([k == 0 for e in batch for k in range(len(e.answer))], device=logits.device)
     if reserve:
         tokens = torch.tensor(list(reserve), device=logits.device)
@@ -271,9 +269,7 @@ def likely_tokens(network: Any, batch: Sequence[Example], count: int, shared: in
         count: tokens a position.
         shared: as for :func:`answer_loss`.
     """
-    where = [(b, len(e.prompt) - 1 + k) for b, e in enumerate(batch) for k in range(len(e.answer))]
-    logits = _logits(network, [[*e.prompt, *e.answer] for e in batch], where, shared)
-    values, tokens = logits.float().log_softmax(-1).topk(count)
+    values, tokens = _logits(network, batch, shared).log_softmax(-1).topk(count)
     sizes = [len(e.answer) for e in batch]
     return [(t.clone(), v.clone()) for t, v in zip(tokens.split(sizes), values.split(sizes), strict=True)]
 
@@ -291,9 +287,10 @@ def divergence(log_probabilities: Tensor, tokens: Tensor, wanted: Tensor) -> Ten
     return (wanted.exp() * (wanted - mine)).sum(-1) + rest * (rest / my_rest).log()
 
 
-def _logits(network: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[int, int]], shared: int) -> Tensor:
-    """Logits at some (row, column), ``(len(where), vocabulary)``; the first ``shared`` tokens are read once."""
+def _logits(network: Any, batch: Sequence[Example], shared: int) -> Tensor:
+    """Float32 logits wherever an answer's token is predicted, one answer after the other, ``(tokens, vocabulary)``."""
     device = network.get_input_embeddings().weight.device
+    rows = [[*e.prompt, *e.answer] for e in batch]
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     past: dict[str, Any] = {"use_cache": False}
@@ -303,8 +300,9 @@ def _logits(network: Any, rows: Sequence[Sequence[int]], where: Sequence[tuple[i
         network.base_model(input_ids=ids[:1, :shared], **past)
         next(iter(past.values())).batch_repeat_interleave(len(rows))
     hidden = network.base_model(input_ids=ids[:, shared:], **past).last_hidden_state  # (B, S - shared, d)
+    where = [(b, len(e.prompt) - 1 + k) for b, e in enumerate(batch) for k in range(len(e.answer))]
     row, column = (torch.tensor(axis, device=device) for axis in zip(*where, strict=True))
-    return network.get_output_embeddings()(hidden[row, column - shared])
+    return network.get_output_embeddings()(hidden[row, column - shared]).float()
 
 
 def shared_length(examples: Sequence[Example]) -> int:

@@ -50,9 +50,9 @@ def stacked(caches: Sequence[Any], lengths: Sequence[int]) -> Any:
             keys, values = (_stack([getattr(layer, part) for layer in layers], held) for part in ("keys", "values"))
             return _sliding(first, keys, values, length)
         rows = sum(len(layer.keys) for layer in layers)
-        if not (isinstance(first, _RoomyLayer) and first.has_room(rows, length)):
-            first, layers = _RoomyLayer.empty(layers[0], rows, length), [None, *layers]
-        return first.joined(layers[1:], length)
+        if isinstance(first, _RoomyLayer) and first.has_room(rows, length):
+            return first.joined(layers[1:], length)
+        return _RoomyLayer.empty(first, rows, length).joined(layers, length)
 
     return _rebuilt(caches, merge)
 
@@ -206,9 +206,9 @@ def _cut(layer: Any, rows: Sequence[int], length: int) -> Any:
     held, index = _held(layer, length), torch.tensor(list(rows), device=layer.keys.device)
     first = layer.keys.shape[-2] - held
     keys, values = (part[:, :, first:].index_select(0, index) for part in (layer.keys, layer.values))
-    return (
-        _sliding(layer, keys, values, length) if layer.is_sliding else _RoomyLayer((keys, values), len(rows), 0, length)
-    )
+    if layer.is_sliding:
+        return _sliding(layer, keys, values, length)
+    return _RoomyLayer((keys, values), len(rows), 0, length)
 
 
 def _sliding(like: Any, keys: Tensor, values: Tensor, length: int) -> Any:
