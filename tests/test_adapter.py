@@ -142,7 +142,9 @@ def test_likely_tokens_are_learnt_in_place_of_the_answer_s_own() -> None:
     soft = [replace(example, likely=likely) for example, likely in zip(plain, found, strict=True)]
     assert float(answer_loss(network, soft)) == pytest.approx(0.0, abs=1e-5)  # it is what it should be already
     assert float(answer_loss(network, plain)) > 1
-    assert float(answer_loss(build_family("mistral"), soft)) > 1e-3
+    for weight in network.parameters():
+        weight.mul_(1.5)
+    assert float(answer_loss(network, soft)) > 1e-3, "another network's are others"
 
 
 def test_a_shared_beginning_read_once_gives_the_same_gradients() -> None:

@@ -340,5 +340,5 @@ def test_packed_families_give_the_same_logits(family: str) -> None:
 def test_embedded_model_speaks(embedded: ace.ChatModel) -> None:
     assert (len(embedded.blocks), embedded.width) == (30, 576)
     directions = ace.load_directions(embedded)
-    steps = list(ace.stream(embedded, directions, "What is the capital of France?", [ace.Baseline()]))
-    assert "Paris" in "".join(step.text[0] for step in steps)
+    steps = list(ace.stream(embedded, directions, "What is the capital of Japan?", [ace.Baseline()]))
+    assert "Tokyo" in "".join(step.text[0] for step in steps)

@@ -20,6 +20,7 @@ from ace_core.activations import last_token_activations, recording
 from ace_core.decoding import Decoding
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
+from ace_core.fitting.filtering import filter_by_behaviour
 from ace_core.host import ModelHost
 from ace_core.inspecting.axes import frame
 from ace_core.inspecting.plane import Plane, build_plane, geometry_data, plane, read_plane, write_plane
@@ -27,8 +28,9 @@ from ace_core.lab import PlaneReading, PromptPlane
 from ace_core.methods import ACE, Addition, AffineAblation, Baseline, DirectionalAblation, Method
 from ace_core.models import ChatModel
 from ace_core.policy import Policy
-from ace_core.prompts import evenly, load_builtin
+from ace_core.prompts import load_builtin
 from ace_core.runs import Run
+from ace_core.store import load_directions, vectors_path
 
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "geometry.json"
 Sample = tuple[np.ndarray, np.ndarray]
@@ -189,10 +191,12 @@ def test_the_file_comes_back(tmp_path_factory: pytest.TempPathFactory, sample: S
 def test_the_shipped_map_is_sound_and_small() -> None:
     made = read_plane(ASSET)
     assert ASSET.stat().st_size <= 30_000
-    assert len(made.harmless) >= 50 and len(made.harmful) >= 50
+    metadata = load_directions(vectors_path(made.model_id)).metadata
+    assert len(made.harmless) == int(metadata["harmless_count"]) >= 50
+    assert len(made.harmful) == int(metadata["harmful_count"]) >= 50
     for kind in ("harmless", "harmful"):
         points, mean = getattr(made, kind), getattr(made, f"mean_{kind}")
-        np.testing.assert_allclose(points.mean(0), mean, atol=0.1 * made.gap)
+        np.testing.assert_allclose(points.mean(0), mean, atol=2e-3 * made.gap)
 
 
 def _axis(values: np.ndarray) -> str:
@@ -353,8 +357,10 @@ def test_recorded_prompts_lie_where_the_shipped_map_has_them(
 ) -> None:
     made = read_plane(ASSET)
     assert made.model_id == embedded.model_id and made.agrees(embedded_directions)
-    texts = [evenly([prompt.text for prompt in load_builtin(kind, "fit")], 200) for kind in ("harmless", "harmful")]
-    for prompts, places in zip(texts, (made.harmless, made.harmful), strict=True):
-        ((rows, activations),) = last_token_activations(embedded, prompts[:4])
+    harmless, harmful = ([prompt.text for prompt in load_builtin(kind, "fit")[:6]] for kind in ("harmless", "harmful"))
+    kept = filter_by_behaviour(embedded, harmful, harmless)
+    for prompts, places in ((kept.harmless, made.harmless), (kept.harmful, made.harmful)):
+        assert len(prompts) >= 4
+        ((rows, activations),) = last_token_activations(embedded, prompts)
         found = made.project(activations[made.block].numpy())
         np.testing.assert_allclose(found, places[rows], atol=2e-3 * made.gap)

@@ -18,7 +18,7 @@ from ace_core.default_model.adapter import ADAPTER, REFUSING_ID, merge_adapter
 from ace_core.default_model.lora import Example, answer_loss, shared_length
 from ace_core.directions import RefusalDirections
 from ace_core.fitting.extraction import fit_directions
-from ace_core.fitting.filtering import filter_by_behaviour
+from ace_core.fitting.filtering import behaving
 from ace_core.methods import ACE, Addition, Baseline, DirectionalAblation, Method
 from ace_core.models import ChatModel, load_model, pack_for_cpu, wrap
 from ace_core.prompts import BUILTIN_LICENCE, evenly, load_builtin
@@ -50,7 +50,6 @@ _TOKENS = 48
 _TABLE_PROMPTS = 40
 _SCREEN_PROMPTS, _SCREEN_TOKENS, _FINALISTS = 20, 24, 4
 _TOLERANCE = 0.06
-_LEAST_BEHAVING = 20
 _RULE = "split 'fit' of the built-in sets, harmful prompts that are refused and harmless ones that are answered"
 
 
@@ -179,7 +178,7 @@ def evaluate_models(
     progress("Fitting vectors", None)
     directions = fit_directions(
         model,
-        *_behaving(model, fit),
+        *behaving(model, fit["harmful"], fit["harmless"]),
         heldout_harmful=held["harmful"],
         heldout_harmless=held["harmless"],
         split_rule=_RULE,
@@ -229,14 +228,6 @@ def evaluate_models(
         directions=directions,
         answers=answers,
     )
-
-
-def _behaving(model: ChatModel, fit: Prompts) -> tuple[Sequence[str], Sequence[str]]:
-    """Harmful prompts that are refused and harmless ones that are answered, or all if those are too few."""
-    kept = filter_by_behaviour(model, fit["harmful"], fit["harmless"])
-    if min(len(kept.harmful), len(kept.harmless)) < _LEAST_BEHAVING:
-        return fit["harmful"], fit["harmless"]
-    return kept.harmful, kept.harmless
 
 
 def _steered(

@@ -12,7 +12,9 @@ from ace_core.activations import Progress, Stopped
 from ace_core.answering import Tally, answer_all, tally
 from ace_core.models import ChatModel
 
-__all__ = ["Filtered", "filter_by_behaviour"]
+__all__ = ["Filtered", "behaving", "filter_by_behaviour"]
+
+_LEAST = 20  # of each class
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,23 @@ def filter_by_behaviour(
         for answers, wanted in zip(found, ("refused", "answered"), strict=True)
     ]
     return Filtered(kept[0], kept[1], tally(found[0]), tally(found[1]))
+
+
+def behaving(
+    model: ChatModel,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    *,
+    progress: Progress = lambda done, total: None,
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Harmful prompts that are refused and harmless ones that are answered; all of both if fewer than 20 of one are.
+
+    The default model's vectors and its map of activations are made from these.
+
+    Raises:
+        EngineError: for an unusable prompt.
+    """
+    kept = filter_by_behaviour(model, harmful, harmless, progress=progress)
+    if min(len(kept.harmful), len(kept.harmless)) < _LEAST:
+        return harmful, harmless
+    return kept.harmful, kept.harmless

@@ -21,9 +21,10 @@ from ace_core.activations import Progress, position_activations
 from ace_core.directions import RefusalDirections
 from ace_core.errors import EngineError
 from ace_core.fitting.extraction import directions_for
+from ace_core.fitting.filtering import behaving
 from ace_core.inspecting.axes import frame
 from ace_core.models import ChatModel, load_model
-from ace_core.prompts import evenly, load_builtin
+from ace_core.prompts import load_builtin
 
 __all__ = ["GEOMETRY", "Plane", "build_plane", "geometry_data", "plane", "read_plane", "write_plane"]
 
@@ -31,7 +32,6 @@ GEOMETRY = Path(__file__).resolve().parents[2] / "assets" / "geometry.json"
 """The map of the default model that ships."""
 
 _MAX_BYTES = 200_000
-_SHOWN = 200  # of each class
 _DIGITS = 6
 _CLASSES = ("harmless", "harmful")
 _PLACES = ("mean_harmless", "mean_harmful", "origin", *_CLASSES)
@@ -238,7 +238,7 @@ def read_plane(path: Path | str) -> Plane:
 def geometry_data(
     path: Path | str, model: ChatModel | None = None, *, progress: Progress = lambda done, total: None
 ) -> Plane:
-    """Make the file that the page's geometry tab shows, from the prompts that directions are fitted on.
+    """Make the file that the page's geometry tab shows, from the prompts that its directions were fitted on.
 
     Args:
         path: file to write.
@@ -249,7 +249,8 @@ def geometry_data(
         EngineError: if the model can't be loaded or the file can't be written.
     """
     model = load_model("embedded") if model is None else model
-    harmless, harmful = (evenly([prompt.text for prompt in load_builtin(kind, "fit")], _SHOWN) for kind in _CLASSES)
+    harmless, harmful = ([prompt.text for prompt in load_builtin(kind, "fit")] for kind in _CLASSES)
+    harmful, harmless = behaving(model, harmful, harmless)
     made = build_plane(model, directions_for(model), harmless, harmful, progress=progress)
     write_plane(made, path)
     return made
