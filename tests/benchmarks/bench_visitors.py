@@ -1,7 +1,7 @@
 """Many visitors on one model: ``python tests/benchmarks/bench_visitors.py --visitors 8 32``.
 
 Every visitor asks for one comparison with settings drawn at random: one to four arms, layers, scopes, coefficients,
-greedy or sampled. Prints, for each number of visitors,
+greedy or sampled. Prints, for each number of visitors, as the median of several repeats,
 
 * tokens a second of all together, against the same requests one after another, each as one batch of its arms, and the
   same ratio in processor time, which other programs on the machine don't disturb;
@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -207,11 +207,60 @@ def fairness(visits: list[Visit]) -> float:
     return float(speeds.sum() ** 2 / (len(speeds) * (speeds**2).sum()))
 
 
+def measured(
+    check: Checker, requests: list[Request], expected: list[list[list[int]]], took: list[np.ndarray], spread: float
+) -> dict[str, Any]:
+    """One repeat's figures for some visitors, whose runs alone gave ``expected`` and ``took`` so long."""
+    model, directions = check.model, check.directions
+    seconds, visits = together(model, directions, requests, spread)
+    total = sum(seen.count for seen in visits)
+    speed = total / seconds
+    before = sum(sum(map(len, tokens)) for tokens in expected) / np.sum(took, axis=0)
+    first = [seen.times[0] for seen in visits if seen.times]
+    gaps = np.concatenate([np.diff(seen.times) for seen in visits])
+    differing = ties = 0
+    for request, seen, right in zip(requests, visits, expected, strict=True):
+        for row, mine, theirs in zip(request.rows(model), right, seen.tokens, strict=True):
+            if mine != theirs:
+                differing += 1
+                ties += apart(partial(near_tie, check, row, mine, theirs))
+    _, equals = together(model, directions, [requests[0]] * len(requests), 0.0)
+    return {
+        "tokens": total,
+        "tokens_per_second": float(speed[0]),
+        "one_after_another": float(before[0]),
+        "ratio": float(speed[0] / before[0]),
+        "ratio_in_processor_time": float(speed[1] / before[1]),
+        "first_token_median": float(np.median(first)),
+        "first_token_p95": float(np.quantile(first, 0.95)),
+        "between_tokens_median": float(np.median(gaps)),
+        "between_tokens_p95": float(np.quantile(gaps, 0.95)),
+        "fairness": fairness(equals),
+        "texts_that_differ": differing,
+        "of_which_near_ties": ties,
+        "errors": [seen.error for seen in visits if seen.error],
+    }
+
+
+def summary(repeats: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of the repeats; what must not happen is summed over them."""
+    summed = ("texts_that_differ", "of_which_near_ties", "errors")
+    out: dict[str, Any] = {
+        name: round(float(np.median([repeat[name] for repeat in repeats])), 4)
+        for name in repeats[0]
+        if name not in summed
+    }
+    out["ratios"] = [round(repeat["ratio"], 2) for repeat in repeats]
+    out |= {name: sum((repeat[name] for repeat in repeats[1:]), repeats[0][name]) for name in summed}
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--visitors", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--tokens", type=int, default=64, help="longest answer")
+    parser.add_argument("--repeats", type=int, default=3, help="times that everything is measured; medians count")
     parser.add_argument("--spread", type=float, default=0.0, help="seconds over which they arrive; 0 is all at once")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -219,48 +268,21 @@ def main() -> None:
     model = apart(lambda: ace.load_model(options.model))
     directions = ace.load_directions(model)
     check = apart(lambda: Checker(model, directions))
-    layer = directions.recommended_layer
-    largest = max(options.visitors)
-    requests = [drawn(seed, layer, options.tokens) for seed in range(largest)]
-    expected, seconds_alone = apart(lambda: one_after_another(model, directions, requests))
+    requests = [drawn(seed, directions.recommended_layer, options.tokens) for seed in range(max(options.visitors))]
+    figures: dict[int, list[dict[str, Any]]] = {count: [] for count in options.visitors}
+    for _ in range(options.repeats):
+        expected, took = apart(lambda: one_after_another(model, directions, requests))
+        for count, found in figures.items():
+            found.append(measured(check, requests[:count], expected[:count], took[:count], options.spread))
 
-    for count in options.visitors:
-        seconds, visits = together(model, directions, requests[:count], options.spread)
-        total = sum(seen.count for seen in visits)
-        speed = total / seconds
-        before = sum(sum(map(len, tokens)) for tokens in expected[:count]) / np.sum(seconds_alone[:count], axis=0)
-        first = [seen.times[0] for seen in visits if seen.times]
-        gaps = np.concatenate([np.diff(seen.times) for seen in visits])
-        differing = ties = 0
-        for request, seen, right in zip(requests, visits, expected, strict=False):
-            for row, mine, theirs in zip(request.rows(model), right, seen.tokens, strict=True):
-                if mine != theirs:
-                    differing += 1
-                    ties += apart(partial(near_tie, check, row, mine, theirs))
-        _, equals = together(model, directions, [requests[0]] * count, 0.0)
-        result = {
-            "visitors": count,
-            "arms": sum(len(request.methods) for request in requests[:count]),
-            "tokens": total,
-            "tokens_per_second": round(float(speed[0]), 1),
-            "one_after_another": round(float(before[0]), 1),
-            "ratio": round(float(speed[0] / before[0]), 2),
-            "ratio_in_processor_time": round(float(speed[1] / before[1]), 2),
-            "first_token_median": round(float(np.median(first)), 2),
-            "first_token_p95": round(float(np.quantile(first, 0.95)), 2),
-            "between_tokens_median": round(float(np.median(gaps)), 3),
-            "between_tokens_p95": round(float(np.quantile(gaps, 0.95)), 3),
-            "texts_that_differ": differing,
-            "of_which_near_ties": ties,
-            "fairness": round(fairness(equals), 4),
-            "errors": [seen.error for seen in visits if seen.error],
-        }
+    for count, found in figures.items():
+        arms = sum(len(request.methods) for request in requests[:count])
+        result = {"visitors": count, "arms": arms, "repeats": options.repeats, **summary(found)}
         if options.json:
             print(json.dumps(result), flush=True)
         else:
-            print(
-                "\n".join(f"{name.replace('_', ' '):>22}  {value}" for name, value in result.items()), "\n", flush=True
-            )
+            lines = (f"{name.replace('_', ' '):>22}  {value}" for name, value in result.items())
+            print("\n".join(lines), "\n", flush=True)
 
 
 if __name__ == "__main__":
