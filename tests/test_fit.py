@@ -453,6 +453,20 @@ def test_filtering_runs_a_model() -> None:
     assert found.harmful_answers.count == len(HARMFUL) and set(found.harmless) <= set(HARMLESS)
 
 
+def test_few_prompts_that_behave_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    harmful, harmless = many("Bad", 30), many("Nice", 25)
+    refused: list[str] = []
+
+    def answer_all(model, prompts, **_):
+        return [Answer(p, (), "I'm sorry, but I can't." if p in refused else "Bread needs flour.") for p in prompts]
+
+    monkeypatch.setattr(filtering, "answer_all", answer_all)
+    for count in (0, 19, 20):
+        refused[:] = harmful[:count]
+        found = filtering.behaving(tiny_model("llama"), harmful, harmless)
+        assert [list(kept) for kept in found] == [harmful[:20] if count == 20 else harmful, harmless]
+
+
 def test_arms_read_along_the_variant() -> None:
     model = tiny_model("llama")
     directions = ace.fit_directions(model, many("Bad", 12), many("Nice", 12), variant="logistic_probe")

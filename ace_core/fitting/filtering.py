@@ -91,13 +91,7 @@ def filter_by_behaviour(
     return Filtered(kept[0], kept[1], tally(found[0]), tally(found[1]))
 
 
-def behaving(
-    model: ChatModel,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
-    *,
-    progress: Progress = lambda done, total: None,
-) -> tuple[Sequence[str], Sequence[str]]:
+def behaving(model: ChatModel, harmful: Sequence[str], harmless: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Harmful prompts that are refused and harmless ones that are answered; all of both if fewer than 20 of one are.
 
     The default model's vectors and its map of activations are made from these.
@@ -105,7 +99,7 @@ def behaving(
     Raises:
         EngineError: for an unusable prompt.
     """
-    kept = filter_by_behaviour(model, harmful, harmless, progress=progress)
+    kept = filter_by_behaviour(model, harmful, harmless)
     if min(len(kept.harmful), len(kept.harmless)) < _LEAST:
         return harmful, harmless
     return kept.harmful, kept.harmless
