@@ -19,6 +19,8 @@ MAX_NEW_TOKENS = 512
 
 _FEW = 256
 _LEAST = 1e-8
+_COLDEST = 1e-6
+"""Lower temperatures count as this one, which is greedy but for near-ties: float32 logits over less are not numbers."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _probabilities(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
     """After temperature and top-k, ``(B, vocabulary)``."""
-    scaled = logits.float() / torch.tensor([row.temperature for row in rows], device=logits.device).unsqueeze(1)
+    temperatures = torch.tensor([max(row.temperature, _COLDEST) for row in rows], device=logits.device)
+    scaled = logits.float() / temperatures.unsqueeze(1)
     for row, sampling in zip(scaled, rows, strict=True):
         if 0 < sampling.top_k < row.numel():
             row.masked_fill_(row < torch.topk(row, sampling.top_k).values[-1], -math.inf)
@@ -72,7 +75,8 @@ def _nuclei(probabilities: Tensor, top_p: Sequence[float]) -> list[tuple[Tensor,
     out = []
     # Sorting a vocabulary takes longer than a small model takes for the row, and the set is nearly always small.
     few, places = probabilities.topk(min(_FEW, probabilities.shape[-1]))
-    goals = torch.tensor(top_p, device=probabilities.device).unsqueeze(1)
+    # a goal that float32 rounds to 0 is reached by the first token as well, not by none
+    goals = torch.tensor(top_p, device=probabilities.device).clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
     counts = (few.cumsum(-1) - few < goals).sum(-1).tolist()
     for row, (ordered, order, count) in enumerate(zip(few, places, counts, strict=True)):
         if count == len(ordered) or not bool(ordered[count - 1] > ordered[count]):

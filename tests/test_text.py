@@ -44,6 +44,19 @@ def test_greedy_is_argmax_and_seeded_rows_agree() -> None:
         Sampler([Sampling()])(torch.full((1, 5), float("nan")))
 
 
+@pytest.mark.parametrize("width", [40, 1000])
+@given(st.sampled_from([5e-324, 1e-178, 1e-39, 1e-30, 1.0]), st.sampled_from([5e-324, 1e-178, 1e-39, 0.5, 1.0]))
+def test_hardly_warm_or_hardly_wide_is_greedy(width: int, temperature: float, top_p: float) -> None:
+    logits = 100 * torch.randn(1, width, generator=torch.Generator().manual_seed(2))
+    logits[0, 3] = 400.0
+    plain = torch.zeros(1, width)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=3)
+    assert Sampler([sampling])(logits) == [3]
+    drawn = [Sampler([Sampling(temperature=temperature, top_p=top_p, seed=seed)])(plain)[0] for seed in range(20)]
+    assert all(0 <= token < width for token in drawn)
+    assert (len(set(drawn)) == 1) == (top_p < 1e-9), "of equal ones the first few are kept"
+
+
 def test_sampling_frequencies_follow_the_probabilities() -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0]])
     sampler = Sampler([Sampling(temperature=1.0, seed=0)])
